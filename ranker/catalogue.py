@@ -1,0 +1,118 @@
+"""The items that are known: a view of the log's item events and of the items its rankings showed.
+
+Each item keeps its latest fields and the time it was first seen, so that its age can be a feature even where a
+log has no item events. Rows are stable: an item keeps its row for the life of the catalogue.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from ranker import events
+from ranker.config import Config
+from ranker.events import Value
+
+
+class Item(Struct, frozen=True, array_like=True):
+    """One item: id, fields, and when it was first seen (ms since the epoch)."""
+
+    id: str
+    fields: dict[str, Value] = {}
+    first_seen: int = 0
+
+
+def fold(item: Item | None, event: events.Item) -> Item:
+    """The item after its event: later fields win, the first time seen stays the earliest.
+
+    Example:
+        >>> fold(None, events.Item(id="e", timestamp=7, item="i1")).first_seen
+        7
+    """
+    before = item or Item(event.item, {}, event.time)
+    return Item(event.item, {**before.fields, **events.fields_of(event.fields)}, min(before.first_seen, event.time))
+
+
+class Catalogue:
+    """Items in memory, by row, with their interests as a matrix.
+
+    Shapes: interests_NC float32, each row the item's share per category (sums to 1, or 0 where it has none).
+    """
+
+    def __init__(self, config: Config) -> None:
+        self._interest = config.interests
+        self.items: list[Item] = []
+        self.rows: dict[str, int] = {}
+        self.categories: list[str] = []
+        self._columns: dict[str, int] = {}
+        self._interests = np.zeros((64, 8), np.float32)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def get(self, item: str) -> Item | None:
+        """The item, or None where it was never seen."""
+        row = self.rows.get(item)
+        return None if row is None else self.items[row]
+
+    def put(self, item: Item) -> int:
+        """Add or replace the item; returns its row."""
+        row = self.rows.get(item.id)
+        if row is None:
+            row = len(self.items)
+            self.rows[item.id] = row
+            self.items.append(item)
+            if row >= len(self._interests):
+                self._interests = np.pad(self._interests, ((0, row), (0, 0)))
+        else:
+            self.items[row] = item
+        for column in (columns := self._of(item.fields)):
+            if column >= self._interests.shape[1]:
+                self._interests = np.pad(self._interests, ((0, 0), (0, column)))
+        self._interests[row] = 0
+        if columns:
+            self._interests[row, columns] = 1 / len(columns)
+        return row
+
+    def fold(self, event: events.Item) -> int:
+        """Apply an item event; returns the item's row."""
+        return self.put(fold(self.get(event.item), event))
+
+    def see(self, ids: Iterable[str], time: int) -> None:
+        """Take up items that a ranking showed and no item event has described yet."""
+        for item in ids:
+            if item not in self.rows:
+                self.put(Item(item, {}, time))
+
+    def find(self, ids: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of the ids, -1 where unknown."""
+        return np.fromiter((self.rows.get(item, -1) for item in ids), np.int64, len(ids))
+
+    @property
+    def interests_NC(self) -> NDArray[np.float32]:
+        """Share of each category in each item; a view, by row."""
+        return self._interests[: len(self.items), : len(self.categories)]
+
+    def interests_of(self, fields: Mapping[str, Value]) -> NDArray[np.float32]:
+        """Interest shares (C,) of fields that came with a request; unknown categories are left out."""
+        shares = np.zeros(len(self.categories), np.float32)
+        known = [self._columns[c] for c in named_categories(fields, self._interest) if c in self._columns]
+        if known:
+            shares[known] = 1 / len(known)
+        return shares
+
+    def _of(self, fields: Mapping[str, Value]) -> list[int]:
+        for category in (names := named_categories(fields, self._interest)):
+            if category not in self._columns:
+                self._columns[category] = len(self.categories)
+                self.categories.append(category)
+        return [self._columns[category] for category in names]
+
+
+def named_categories(fields: Mapping[str, Value], interest: str | None) -> list[str]:
+    """The categories that the interests field of an item names, each once."""
+    value = fields.get(interest) if interest else None
+    if value is None or value == "":
+        return []
+    return list(dict.fromkeys(str(v) for v in (value if isinstance(value, list) else [value])))

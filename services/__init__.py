@@ -1,0 +1,1 @@
+"""The edges: HTTP, Ray Serve, telemetry, the command line."""

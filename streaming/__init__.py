@@ -1,0 +1,1 @@
+"""The loops on the log: profiles, trainer, monitor."""
