@@ -223,3 +223,7 @@ def schema() -> dict[str, Any]:
         **root,
         "$defs": definitions,
     }
+
+
+if __name__ == "__main__":
+    print(msgspec.json.format(msgspec.json.encode(schema()), indent=2).decode())

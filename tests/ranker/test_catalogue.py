@@ -1,0 +1,58 @@
+import numpy as np
+
+from ranker.catalogue import Catalogue, Item
+from ranker.config import parse
+from ranker.events import Field
+from ranker.events import Item as ItemEvent
+
+CONFIG = parse(
+    {
+        "objectives": [{"name": "click", "event": "click"}],
+        "interests": "genres",
+        "fields": {"item": {"genres": "categories"}},
+    }
+)
+
+
+def described(item, genres, time=1):
+    return ItemEvent(id=f"e-{item}-{time}", timestamp=time, item=item, fields=[Field("genres", genres)])
+
+
+def test_interests_are_equal_shares_of_the_categories_named():
+    catalogue = Catalogue(CONFIG)
+    catalogue.fold(described("a", ["noir", "war"]))
+    catalogue.fold(described("b", "war"))
+    catalogue.fold(described("c", []))
+    assert catalogue.categories == ["noir", "war"]
+    assert catalogue.interests_NC.tolist() == [[0.5, 0.5], [0, 1], [0, 0]]
+
+
+def test_rows_are_stable_and_later_fields_win():
+    catalogue = Catalogue(CONFIG)
+    row = catalogue.fold(described("a", ["noir"], time=5))
+    assert catalogue.fold(described("a", ["war"], time=9)) == row
+    assert catalogue.get("a") == Item("a", {"genres": ["war"]}, 5)
+    assert catalogue.interests_NC[row].tolist() == [0, 1]
+
+
+def test_items_shown_before_they_are_described_keep_the_time_they_were_first_seen():
+    catalogue = Catalogue(CONFIG)
+    catalogue.see(["a"], 3)
+    catalogue.fold(described("a", ["noir"], time=8))
+    assert catalogue.items[0].first_seen == 3
+    assert catalogue.find(["a", "z"]).tolist() == [0, -1]
+
+
+def test_it_grows_past_its_first_size():
+    catalogue = Catalogue(CONFIG)
+    for n in range(200):
+        catalogue.fold(described(f"i{n}", [f"g{n % 30}"]))
+    assert len(catalogue) == 200
+    assert catalogue.interests_NC.shape == (200, 30)
+    np.testing.assert_array_equal(catalogue.interests_NC.sum(axis=1), 1)
+
+
+def test_inline_fields_have_interests_too():
+    catalogue = Catalogue(CONFIG)
+    catalogue.fold(described("a", ["noir", "war"]))
+    assert catalogue.interests_of({"genres": ["war", "unheard"]}).tolist() == [0, 1]
