@@ -1,3 +1,4 @@
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -124,10 +125,8 @@ def test_bytes_that_are_not_utf8_are_refused():
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_an_event_or_an_event_error(raw):
-    try:
+    with contextlib.suppress(EventError):
         events.decode(raw)
-    except EventError as error:
-        assert str(error)
 
 
 @given(st.integers(0, 2**53), st.sampled_from([int, float, str]))
