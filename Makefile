@@ -21,7 +21,7 @@ down: $(READY)
 	@.venv/bin/plurank down $(ARGS)
 
 test: $(READY) .venv/packages
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
+	PATH="$(CURDIR)/.venv/bin:$$PATH" OMP_NUM_THREADS=1 .venv/bin/python -m pytest $(ARGS)
 
 check: $(READY)
 	.venv/bin/ruff check .
@@ -43,13 +43,14 @@ $(READY): pyproject.toml constraints.txt
 	@rm -f .venv/ready-* && touch $@
 
 # Tests scrape with a real Prometheus and start the service in a network of its own. Without these they skip.
-.venv/packages:
-	@if command -v prometheus >/dev/null && command -v ip >/dev/null; then :; \
-	elif command -v apt-get >/dev/null && { [ "$$(id -u)" = 0 ] || sudo -n true 2>/dev/null; }; then \
-		echo "installing prometheus and iproute2 with apt-get"; \
-		AS=$$([ "$$(id -u)" = 0 ] || echo sudo); \
-		{ $$AS apt-get update -qq && $$AS env RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive \
-			apt-get install -qq -y --no-install-recommends prometheus iproute2; } >.venv/packages.log 2>&1 \
-			|| echo "apt-get could not (see .venv/packages.log); tests that need them are skipped" >&2; \
-	else echo "no prometheus or ip here, and no right to install them; tests that need them are skipped" >&2; fi
+# Prometheus is unpacked into .venv, not installed: its package would start a daemon and keep it.
+.venv/packages: | $(READY)
+	@command -v prometheus >/dev/null || { command -v apt-get >/dev/null && cd .venv \
+		&& { [ "$$(id -u)" != 0 ] || apt-get update -qq; } && apt-get download -qq prometheus \
+		&& dpkg -x prometheus_*.deb prometheus && rm prometheus_*.deb \
+		&& ln -sf ../prometheus/usr/bin/prometheus ../prometheus/usr/bin/promtool bin/; } >/dev/null 2>&1 \
+		|| echo "no prometheus here and apt-get cannot fetch it; tests that need it are skipped" >&2
+	@command -v ip >/dev/null || { [ "$$(id -u)" = 0 ] \
+		&& apt-get install -qq -y --no-install-recommends iproute2; } >/dev/null 2>&1 \
+		|| echo "no ip here and no right to install iproute2; tests that need it are skipped" >&2
 	@touch $@
