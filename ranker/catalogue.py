@@ -85,6 +85,14 @@ class Catalogue:
             if item not in self.rows:
                 self.put(Item(item, {}, time))
 
+    def restore(self, items: Iterable[Item], categories: Iterable[str]) -> None:
+        """Take up the items and categories of another catalogue, in its order, so that rows and columns agree."""
+        for category in categories:
+            self._columns[category] = len(self.categories)
+            self.categories.append(category)
+        for item in items:
+            self.put(item)
+
     def find(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Rows of the ids, -1 where unknown."""
         return np.fromiter((self.rows.get(item, -1) for item in ids), np.int64, len(ids))

@@ -1,0 +1,608 @@
+"""Slates meet what people did with them: each event in, the labelled rows that became learnable out.
+
+A positive is learned when it arrives, a negative when its objective's `wait` has passed in event time, and a
+positive later than that gets one corrective row; so every (slate, item, objective) is learned once, or twice
+where the first label proved wrong. Value objectives are learned at their wait, with the largest value seen.
+Joins close by event time, never by wall clock, so that a replay is exact. Each partition of the log has its own
+clock, because a backlog is not read evenly: a user's ranking and feedback share a partition, and another
+partition that is hours ahead may not turn feedback that is still unread into negatives. Only rankings and
+interactions move a clock: catalogue imports carry the time of the import.
+
+State is bounded: users are kept least-recently-used, a slate for KEEP times the longest wait.
+
+Axes: N items of a slate, T objectives.
+"""
+
+import heapq
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from msgspec import Struct, msgpack
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from ranker import events
+from ranker.catalogue import Catalogue, Item
+from ranker.config import Config, Threshold
+from ranker.errors import ConfigError
+from ranker.events import Event, Forget, Interaction, Ranking, User, Value
+from ranker.evidence import EMPTY, Evidence, Mean, fold
+
+#: a slate is forgotten after this many times the longest wait; later feedback to it is ignored
+KEEP = 4
+
+OPEN, SEEN, BLANK, LEARNED, CORRECTED = range(5)
+"""One label's life: nothing yet, a value that may still grow, unknowable, learned, learned again after a change."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Example:
+    """One slate's labelled rows, or some of them.
+
+    Attributes:
+        ranking: the slate's id, "" where an interaction came without one.
+        time: ms; when the slate was shown (or the interaction happened).
+        evidence: the user as she was then.
+        positions: (N,) 0-based, -1 where unknown.
+        labels_NT: 0 or 1 for binary objectives, the value for value objectives.
+        mask_NT: 1 where the label is known and is to be learned now.
+        served_NT: the probabilities that the serving version logged.
+        predicted_NT: what `Joiner.note` was told for this slate when it opened.
+        opening: the slate was just shown: nothing is known, nothing to learn; the moment for an honest prediction.
+        closing: all waits have passed: full labels, for metrics; its rows have been learned before.
+    """
+
+    ranking: str
+    user: str
+    time: int
+    evidence: Evidence
+    request: dict[str, Value]
+    items: tuple[str, ...]
+    positions: NDArray[np.int32]
+    labels_NT: NDArray[np.float32]
+    mask_NT: NDArray[np.float32]
+    served_NT: NDArray[np.float32] | None = None
+    predicted_NT: NDArray[np.float32] | None = None
+    version: str | None = None
+    arm: str | None = None
+    inline: dict[str, dict[str, Value]] = field(default_factory=dict)
+    opening: bool = False
+    closing: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Slate:
+    number: int
+    ranking: str
+    user: str
+    time: int
+    evidence: Evidence
+    request: dict[str, Value]
+    items: tuple[str, ...]
+    positions: NDArray[np.int32]
+    labels_NT: NDArray[np.float32]
+    status_NT: NDArray[np.uint8]
+    served_NT: NDArray[np.float32] | None
+    predicted_NT: NDArray[np.float32] | None
+    version: str | None
+    arm: str | None
+    inline: dict[str, dict[str, Value]]
+    stage: int = 0
+
+
+class _Held(Struct, array_like=True):
+    """Feedback that came before its ranking; `marks` are (objective, label)."""
+
+    user: str
+    item: str
+    time: int
+    partition: int
+    type: str
+    value: float | None
+    marks: list[tuple[int, float | None]]
+
+
+class _Packed(Struct, array_like=True):
+    """A slate at rest; `evidence` is an index into the state's pool, since slates share snapshots."""
+
+    number: int
+    ranking: str
+    user: str
+    time: int
+    evidence: int
+    request: dict[str, Value]
+    items: tuple[str, ...]
+    positions: bytes
+    labels: bytes
+    status: bytes
+    served: bytes | None
+    predicted: bytes | None
+    version: str | None
+    arm: str | None
+    inline: dict[str, dict[str, Value]]
+    stage: int
+
+
+class _State(Struct, array_like=True):
+    objectives: list[str]
+    items: list[Item]
+    categories: list[str]
+    pool: list[Evidence]
+    users: list[tuple[str, int]]
+    groups: dict[str, dict[str, str]]
+    forgotten: list[tuple[str, int]]
+    slates: list[_Packed]
+    held: list[tuple[str, list[_Held]]]
+    clocks: dict[int, int]
+    due: dict[int, list[tuple[int, int, str]]]
+    number: int
+    counts: tuple[int, int, int]
+
+
+class Joiner:
+    """Folds a log into evidence, catalogue and groups, and joins slates with their feedback.
+
+    Args:
+        users: how many users' evidence is kept.
+        slates: how many slates are kept at most, whatever their waits.
+        opening: also return an `opening` example for each new slate, for predictions before any learning.
+
+    Attributes:
+        now: the largest time of a ranking or interaction so far, ms.
+        ignored: feedback that labels nothing: foreign items, users or slates, or too late.
+        duplicates: events seen before.
+        dropped: slates given up because there were more than `slates`.
+    """
+
+    def __init__(self, config: Config, *, users: int = 200_000, slates: int = 200_000, opening: bool = False) -> None:
+        self.config = config
+        self.catalogue = Catalogue(config)
+        self.evidence: OrderedDict[str, Evidence] = OrderedDict()
+        self.groups: dict[str, dict[str, str]] = {}
+        self.ignored = self.duplicates = self.dropped = 0
+        self._users, self._most, self._opening = users, slates, opening
+        self._group_fields = frozenset(config.groups)
+        self._objectives = len(config.objectives)
+        waits = [round(objective.wait * 1000) for objective in config.objectives]
+        self._stages = sorted(set(waits))
+        self._closing = [np.array([wait == stage for wait in waits]) for stage in self._stages]
+        self._values = np.array([objective.kind == "value" for objective in config.objectives])
+        self._keep = KEEP * self._stages[-1]
+        self._forgotten: OrderedDict[str, int] = OrderedDict()
+        self._slates: OrderedDict[str, _Slate] = OrderedDict()
+        self._held: OrderedDict[str, list[_Held]] = OrderedDict()
+        self._clocks: dict[int, int] = {}
+        self._due: dict[int, list[tuple[int, int, str]]] = {}
+        self._number = 0
+
+    @property
+    def now(self) -> int:
+        """The event-time watermark over all partitions, ms; 0 before the first event."""
+        return max(self._clocks.values(), default=0)
+
+    @property
+    def pending(self) -> int:
+        """Slates that are kept now."""
+        return len(self._slates)
+
+    def push(self, event: Event, partition: int = 0) -> list[Example]:
+        """Fold one event; returns what became learnable by it, in a fixed order."""
+        if isinstance(event, events.Item):
+            self.catalogue.fold(event)
+            return []
+        user, time = event.user, event.time
+        if isinstance(event, Forget):
+            self._forget(user, time)
+            return []
+        if time <= self._forgotten.get(user, -1):
+            self.ignored += 1
+            return []
+        out: list[Example] = []
+        if isinstance(event, Ranking):
+            self._advance(time, partition, out)
+            self._open(event, time, partition, out)
+            return out
+        before = self.evidence.get(user, EMPTY)
+        after = fold(before, event, groups=self._group_fields)
+        if after is before:
+            self.duplicates += 1
+            return out
+        self._keep_user(user, after)
+        if isinstance(event, Interaction):
+            self._advance(time, partition, out)
+            self._feedback(event, time, partition, before, out)
+        elif isinstance(event, User) and self._group_fields:
+            self._group(event)
+        return out
+
+    def catch_up(self) -> list[Example]:
+        """Bring every partition's clock to `now`: for a reader that has read all partitions to their end."""
+        out: list[Example] = []
+        now = self.now
+        for partition in sorted(self._clocks):
+            self._advance(now, partition, out)
+        return out
+
+    def flush(self) -> list[Example]:
+        """The end of a finite log: closes every slate as if all waits had passed."""
+        out: list[Example] = []
+        for partition in sorted(self._due):
+            self._close(partition, None, out)
+        self._held.clear()
+        return out
+
+    def note(self, ranking: str, predicted_NT: NDArray[np.float32]) -> None:
+        """Keep a prediction made when the slate opened; its closing example will carry it."""
+        slate = self._slates.get(ranking)
+        if slate is not None:
+            slate.predicted_NT = predicted_NT.astype(np.float32)
+
+    def _keep_user(self, user: str, evidence: Evidence) -> None:
+        self.evidence[user] = evidence
+        self.evidence.move_to_end(user)
+        if len(self.evidence) > self._users:
+            oldest, _ = self.evidence.popitem(last=False)
+            self.groups.pop(oldest, None)
+
+    def _group(self, event: User) -> None:
+        for name, value in events.fields_of(event.fields).items():
+            if name not in self._group_fields:
+                continue
+            if value is None:
+                self.groups.get(event.user, {}).pop(name, None)
+            else:
+                text = str(value).lower() if isinstance(value, bool) else str(value)
+                self.groups.setdefault(event.user, {})[name] = text
+
+    def _forget(self, user: str, time: int) -> None:
+        self.evidence.pop(user, None)
+        self.groups.pop(user, None)
+        for ranking in [name for name, slate in self._slates.items() if slate.user == user]:
+            del self._slates[ranking]
+        for ranking, held in list(self._held.items()):
+            kept = [one for one in held if one.user != user]
+            if kept:
+                self._held[ranking] = kept
+            else:
+                del self._held[ranking]
+        self._forgotten[user] = max(time, self._forgotten.pop(user, 0))
+        if len(self._forgotten) > self._users:
+            self._forgotten.popitem(last=False)
+
+    # -- slates ------------------------------------------------------------------------------------------------
+
+    def _open(self, event: Ranking, time: int, partition: int, out: list[Example]) -> None:
+        if event.id in self._slates:
+            self.duplicates += 1
+            return
+        if self._clocks[partition] > time + self._keep:
+            self.ignored += 1
+            return
+        catalogue = self.catalogue
+        catalogue.see((shown.id for shown in event.items), time)
+        # the catalogue's own strings, so that a million impressions do not hold a million copies of an id
+        items = tuple(catalogue.items[catalogue.rows[shown.id]].id for shown in event.items)
+        held = self._held.pop(event.id, [])
+        evidence = self.evidence.get(event.user, EMPTY)
+        if evidence is not EMPTY:
+            self.evidence.move_to_end(event.user)
+        shape = (len(items), self._objectives)
+        self._number += 1
+        slate = _Slate(
+            number=self._number,
+            ranking=event.id,
+            user=event.user,
+            time=time,
+            evidence=_as_of(evidence, time, [one for one in held if one.user == event.user]),
+            request=events.fields_of(event.fields),
+            items=items,
+            positions=np.array(events.positions_of(event), np.int32),
+            labels_NT=np.zeros(shape, np.float32),
+            status_NT=np.zeros(shape, np.uint8),
+            served_NT=_served(event, shape),
+            predicted_NT=None,
+            version=event.version,
+            arm=event.arm,
+            inline={shown.id: events.fields_of(shown.fields) for shown in event.items if shown.fields},
+        )
+        self._slates[event.id] = slate
+        if len(self._slates) > self._most:
+            self._slates.popitem(last=False)
+            self.dropped += 1
+        if self._opening:
+            out.append(self._example(slate, np.zeros(shape, np.float32), opening=True))
+        for one in held:
+            self._apply(slate, one.user, one.item, one.marks, out)
+        heapq.heappush(self._due.setdefault(partition, []), (time + self._stages[0], slate.number, slate.ranking))
+        self._close(partition, self._clocks[partition], out)
+
+    def _advance(self, time: int, partition: int, out: list[Example]) -> None:
+        if time > self._clocks.get(partition, -1):
+            self._clocks[partition] = time
+            self._close(partition, time, out)
+
+    def _close(self, partition: int, clock: int | None, out: list[Example]) -> None:
+        """Close what is due before the clock; None closes everything."""
+        due = self._due.get(partition, [])
+        while due and (clock is None or due[0][0] < clock):
+            _, number, ranking = heapq.heappop(due)
+            slate = self._slates.get(ranking)
+            if slate is None or slate.number != number:
+                continue
+            if slate.stage == len(self._stages):
+                del self._slates[ranking]
+                continue
+            self._close_stage(slate, out)
+            last = slate.stage == len(self._stages)
+            after = self._keep if last else self._stages[slate.stage]
+            heapq.heappush(due, (slate.time + after, number, ranking))
+
+    def _close_stage(self, slate: _Slate, out: list[Example]) -> None:
+        open_NT = (slate.status_NT == OPEN) | (slate.status_NT == SEEN)
+        open_NT &= self._closing[slate.stage]
+        slate.status_NT[open_NT] = LEARNED
+        slate.stage += 1
+        rows_N = open_NT.any(1)
+        if rows_N.all():
+            out.append(self._example(slate, open_NT))
+        elif rows_N.any():
+            out.append(self._example(slate, open_NT, np.flatnonzero(rows_N)))
+        if slate.stage == len(self._stages):
+            out.append(self._example(slate, slate.status_NT != BLANK, closing=True))
+
+    # -- feedback ----------------------------------------------------------------------------------------------
+
+    def _feedback(self, event: Interaction, time: int, partition: int, before: Evidence, out: list[Example]) -> None:
+        marks = self._marks(event, before)
+        if event.ranking is None:
+            self.catalogue.see((event.item,), time)
+            known = [(objective, label) for objective, label in marks if label is not None]
+            if known:
+                out.append(self._direct(event, time, before, known))
+            return
+        slate = self._slates.get(event.ranking)
+        if slate is not None:
+            self._apply(slate, event.user, event.item, marks, out)
+            return
+        held = _Held(event.user, event.item, time, partition, event.type, event.value, marks)
+        self._held.setdefault(event.ranking, []).append(held)
+        while self._held:
+            oldest = next(iter(self._held.values()))[0]
+            past = self._clocks[oldest.partition] > oldest.time + self._stages[-1]
+            if not past and len(self._held) <= self._most:
+                break
+            self.ignored += len(self._held.popitem(last=False)[1])
+
+    def _marks(self, event: Interaction, before: Evidence) -> list[tuple[int, float | None]]:
+        """What the interaction says of each objective; None where it cannot be known (no mean of the user yet)."""
+        marks: list[tuple[int, float | None]] = []
+        for place, objective in enumerate(self.config.objectives):
+            if objective.event == event.type:
+                if objective.kind == "value":
+                    if event.value is not None:
+                        marks.append((place, event.value))
+                elif objective.threshold is None:
+                    marks.append((place, 1.0))
+                elif event.value is not None:
+                    marks.append((place, _reaches(event.value, objective.threshold, before, event.type)))
+            graded = objective.graded
+            if graded is not None and graded.event == event.type and event.ranking is None and event.value is not None:
+                if graded.at_least is not None:
+                    marks.append((place, _reaches(event.value, graded.at_least, before, event.type)))
+                elif graded.at_most is not None:
+                    marks.append((place, _reaches(event.value, graded.at_most, before, event.type, most=True)))
+        return marks
+
+    def _apply(
+        self, slate: _Slate, user: str, item: str, marks: list[tuple[int, float | None]], out: list[Example]
+    ) -> None:
+        """Enter marks into the slate; what changed is learned at once, except values, which may still grow."""
+        if slate.user != user or item not in slate.items:
+            self.ignored += 1
+            return
+        row = slate.items.index(item)
+        mask_NT: NDArray[np.bool_] | None = None
+        for place, label in marks:
+            status, known = int(slate.status_NT[row, place]), float(slate.labels_NT[row, place])
+            if label is None:
+                if status == OPEN:
+                    slate.status_NT[row, place] = BLANK
+            elif self._values[place] and status in (OPEN, SEEN, BLANK):
+                slate.labels_NT[row, place] = label if status != SEEN else max(known, label)
+                slate.status_NT[row, place] = SEEN
+            elif status in (OPEN, BLANK, LEARNED) and label > (known if self._values[place] else max(known, 0.5)):
+                slate.labels_NT[row, place] = label
+                slate.status_NT[row, place] = CORRECTED if status == LEARNED else LEARNED
+                if mask_NT is None:
+                    mask_NT = np.zeros(slate.status_NT.shape, np.bool_)
+                mask_NT[row, place] = True
+        if mask_NT is not None:
+            out.append(self._example(slate, mask_NT, np.array([row])))
+
+    def _direct(self, event: Interaction, time: int, before: Evidence, known: list[tuple[int, float]]) -> Example:
+        labels_NT = np.zeros((1, self._objectives), np.float32)
+        mask_NT = np.zeros((1, self._objectives), np.float32)
+        for place, label in known:
+            labels_NT[0, place], mask_NT[0, place] = label, 1
+        return Example(
+            ranking="",
+            user=event.user,
+            time=time,
+            evidence=_as_of(before, time, []),
+            request=events.fields_of(event.fields),
+            items=(event.item,),
+            positions=np.array([-1], np.int32),
+            labels_NT=labels_NT,
+            mask_NT=mask_NT,
+        )
+
+    def _example(
+        self,
+        slate: _Slate,
+        mask_NT: NDArray[np.bool_] | NDArray[np.float32],
+        rows: NDArray[np.int64] | None = None,
+        *,
+        opening: bool = False,
+        closing: bool = False,
+    ) -> Example:
+        take = slice(None) if rows is None else rows
+        items = slate.items if rows is None else tuple(slate.items[row] for row in rows)
+        return Example(
+            ranking=slate.ranking,
+            user=slate.user,
+            time=slate.time,
+            evidence=slate.evidence,
+            request=slate.request,
+            items=items,
+            positions=slate.positions[take],
+            # copies: the slate's own labels go on changing
+            labels_NT=np.array(slate.labels_NT[take]),
+            mask_NT=mask_NT[take].astype(np.float32),
+            served_NT=None if slate.served_NT is None else slate.served_NT[take],
+            predicted_NT=None if slate.predicted_NT is None else slate.predicted_NT[take],
+            version=slate.version,
+            arm=slate.arm,
+            inline={name: slate.inline[name] for name in items if name in slate.inline} if slate.inline else {},
+            opening=opening,
+            closing=closing,
+        )
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def state(self) -> bytes:
+        """Everything, as msgpack; `load` gives a joiner that goes on exactly like this one."""
+        pool: dict[int, tuple[int, Evidence]] = {}
+
+        def pooled(evidence: Evidence) -> int:
+            return pool.setdefault(id(evidence), (len(pool), evidence))[0]
+
+        users = [(user, pooled(evidence)) for user, evidence in self.evidence.items()]
+        slates = [_pack(slate, pooled(slate.evidence)) for slate in self._slates.values()]
+        return msgpack.encode(
+            _State(
+                objectives=[objective.name for objective in self.config.objectives],
+                items=self.catalogue.items,
+                categories=self.catalogue.categories,
+                pool=[evidence for _, evidence in pool.values()],
+                users=users,
+                groups=self.groups,
+                forgotten=list(self._forgotten.items()),
+                slates=slates,
+                held=list(self._held.items()),
+                clocks=self._clocks,
+                due=self._due,
+                number=self._number,
+                counts=(self.ignored, self.duplicates, self.dropped),
+            )
+        )
+
+    def load(self, raw: bytes) -> None:
+        """Take up what `state` wrote.
+
+        Raises:
+            ConfigError: the state was written for other objectives.
+        """
+        state = msgpack.decode(raw, type=_State)
+        names = [objective.name for objective in self.config.objectives]
+        if state.objectives != names:
+            raise ConfigError("objectives", names, f"the state was written for {state.objectives}; start a new one")
+        self.catalogue = Catalogue(self.config)
+        self.catalogue.restore(state.items, state.categories)
+        self.evidence = OrderedDict((user, state.pool[place]) for user, place in state.users)
+        self.groups = state.groups
+        self._forgotten = OrderedDict(state.forgotten)
+        shared = {item.id: item.id for item in state.items}
+        self._slates = OrderedDict(
+            (packed.ranking, _unpack(packed, state.pool[packed.evidence], len(names), shared))
+            for packed in state.slates
+        )
+        self._held = OrderedDict(state.held)
+        self._clocks, self._due, self._number = state.clocks, state.due, state.number
+        self.ignored, self.duplicates, self.dropped = state.counts
+
+
+def _pack(slate: _Slate, evidence: int) -> _Packed:
+    return _Packed(
+        slate.number,
+        slate.ranking,
+        slate.user,
+        slate.time,
+        evidence,
+        slate.request,
+        slate.items,
+        slate.positions.tobytes(),
+        slate.labels_NT.tobytes(),
+        slate.status_NT.tobytes(),
+        None if slate.served_NT is None else slate.served_NT.tobytes(),
+        None if slate.predicted_NT is None else slate.predicted_NT.tobytes(),
+        slate.version,
+        slate.arm,
+        slate.inline,
+        slate.stage,
+    )
+
+
+def _unpack(packed: _Packed, evidence: Evidence, objectives: int, shared: dict[str, str]) -> _Slate:
+    def table(raw: bytes, kind: type[np.generic]) -> NDArray[Any]:
+        return np.frombuffer(raw, kind).reshape(-1, objectives).copy()
+
+    return _Slate(
+        number=packed.number,
+        ranking=packed.ranking,
+        user=packed.user,
+        time=packed.time,
+        evidence=evidence,
+        request=packed.request,
+        items=tuple(shared.get(item, item) for item in packed.items),
+        positions=np.frombuffer(packed.positions, np.int32).copy(),
+        labels_NT=table(packed.labels, np.float32),
+        status_NT=table(packed.status, np.uint8),
+        served_NT=None if packed.served is None else table(packed.served, np.float32),
+        predicted_NT=None if packed.predicted is None else table(packed.predicted, np.float32),
+        version=packed.version,
+        arm=packed.arm,
+        inline=packed.inline,
+        stage=packed.stage,
+    )
+
+
+def _served(event: Ranking, shape: tuple[int, int]) -> NDArray[np.float32] | None:
+    """The logged probabilities, where every item carries one per objective."""
+    rows = [shown.probabilities for shown in event.items]
+    if any(row is None or len(row) != shape[1] for row in rows):
+        return None
+    return np.array(rows, np.float32).reshape(shape)
+
+
+def _reaches(value: float, threshold: Threshold, before: Evidence, kind: str, *, most: bool = False) -> float | None:
+    """1 where the value reaches the threshold, else 0; for "user-mean" where it lies beyond the user's own mean."""
+    if threshold == "user-mean":
+        mean = before.mean(kind)
+        if mean is None:
+            return None
+        return float(value < mean if most else value > mean)
+    return float(value <= threshold if most else value >= threshold)
+
+
+def _as_of(evidence: Evidence, time: int, held: Iterable[_Held]) -> Evidence:
+    """The evidence without what lies after `time` or belongs to the slate itself (read before its ranking)."""
+    own = [(one.item, one.type, one.time, one.value) for one in held]
+    if evidence.updated <= time and not own:
+        return evidence
+    kept, means = [], dict(evidence.means)
+    for act in evidence.history:
+        if act.time <= time and (act.item, act.type, act.time, act.value) not in own:
+            kept.append(act)
+        elif act.value is not None and act.type in means:
+            mean = means[act.type]
+            means[act.type] = Mean(mean.count - 1, mean.total - act.value)
+    return replace(
+        evidence,
+        history=tuple(kept),
+        answers=tuple(answer for answer in evidence.answers if answer.time <= time),
+        means=means,
+        updated=min(evidence.updated, time),
+    )
