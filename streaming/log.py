@@ -1,0 +1,616 @@
+"""The event log, and the only door to Kafka.
+
+A log is a topic, keyed by user (items by item). Its identity is the topic id that the broker drew when it was
+created, so it changes when a memory-only broker lost its memory or when someone made the topic anew.
+
+A *segmented* log (the embedded broker, whose fetches slow with the number of batches) goes on in `topic.1`,
+`topic.2`, ... Offsets stay one rising number per partition: segment << 36 | offset in the segment. A seal, one
+control record at the end of each partition, sends readers on. `streaming/archive.py` rolls and retires segments.
+"""
+
+import base64
+import contextlib
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import msgspec
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError
+
+from ranker import events
+from ranker.errors import ConfigError, EventError, LogUnavailable
+from ranker.events import Event
+
+SEGMENT_BITS = 36
+#: an acknowledgement is certain only this many seconds after a look at the segments began; seals wait twice as long
+LEASE_S = 4.0
+WATCH_S = 1.0
+DEAD_LETTERS = "plurank.dead-letter"
+DEAD_LETTER_MS = 7 * 24 * 3600 * 1000
+SEAL, ORIGIN = "plurank-seal", "plurank-origin"
+MAX_RECORD = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Address:
+    """Where a log is.
+
+    Attributes:
+        brokers: host:port, comma-separated.
+        security: kafka-python settings such as security_protocol and sasl_mechanism.
+        segmented: the log is rolled (embedded broker only).
+        fetch_wait_ms: how long a broker may hold an empty fetch. Tansu looks for news only at its end: 500 gave
+            130 ms from append to read, 100 gave 25 ms.
+    """
+
+    brokers: str
+    topic: str = "plurank.events"
+    partitions: int = 4
+    replication: int = -1
+    security: Mapping[str, Any] = field(default_factory=dict)
+    segmented: bool = False
+    fetch_wait_ms: int = 100
+
+    def servers(self) -> dict[str, Any]:
+        """The settings every client starts from."""
+        return {
+            "bootstrap_servers": self.brokers.split(","),
+            "bootstrap_timeout_ms": 5000,
+            "reconnect_backoff_max_ms": 1000,
+            **self.security,
+        }
+
+    def segment(self, number: int) -> str:
+        """The topic of a segment."""
+        return f"{self.topic}.{number}" if number else self.topic
+
+
+class Token(NamedTuple):
+    """Where a write landed; as text it is an evidence token."""
+
+    log: str
+    partition: int
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.log}.{self.partition}.{self.offset}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Token":
+        """The token out of its text.
+
+        Raises:
+            ValueError: it is not one.
+
+        Example:
+            >>> Token.parse("0f-3a.2.17")
+            Token(log='0f-3a', partition=2, offset=17)
+        """
+        log, partition, offset = text.rsplit(".", 2)
+        return cls(log, int(partition), int(offset))
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record as it was read; `origin` is its token in an earlier log that it was carried over from."""
+
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes
+    value: bytes
+    origin: Token | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A log as the broker holds it now."""
+
+    log: str
+    partitions: int
+    segments: tuple[int, ...]
+
+
+def identity(address: Address) -> str:
+    """The identity of the log.
+
+    Raises:
+        LogUnavailable: no broker, or no such topic.
+    """
+    with Admin(address) as admin:
+        return admin.layout().log
+
+
+def create(address: Address, *, retention_ms: int | None = None) -> str:
+    """Create the log and its dead-letter topic where they are missing; returns the log's identity.
+
+    Raises:
+        LogUnavailable: no broker, or it refuses.
+    """
+    with Admin(address) as admin:
+        admin.create(address.topic, retention_ms)
+        admin.create(DEAD_LETTERS, DEAD_LETTER_MS, 1)
+        return admin.layout().log
+
+
+@contextlib.contextmanager
+def _translated(address: Address) -> Iterator[None]:
+    try:
+        yield
+    except (KafkaError, OSError, TimeoutError) as error:
+        thing = f"event log {address.topic} at {address.brokers}"
+        remedy = "check that the broker runs and that its address and credentials are right"
+        raise LogUnavailable(thing, f"{type(error).__name__}: {error}", remedy) from error
+
+
+class Admin:
+    """Topics and committed offsets."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        with _translated(address):
+            self._client = KafkaAdminClient(request_timeout_ms=5000, **address.servers())
+
+    def __enter__(self) -> "Admin":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Hang up."""
+        self._client.close()
+
+    def layout(self) -> Layout:
+        """The log's identity, partitions and segments.
+
+        Raises:
+            LogUnavailable: the broker is away or the topic is missing.
+        """
+        topic = self.address.topic
+        with _translated(self.address):
+            found = self._client.describe_topics(None if self.address.segmented else [topic])
+        here = {t["name"]: t for t in found if t["error_code"] == 0 and t["partitions"]}
+        root = here.get(topic)
+        if root is None or root["topic_id"] is None:
+            remedy = "run `plurank doctor`, or create the topic; topic ids need Kafka 2.8 or later"
+            raise LogUnavailable(f"event log at {self.address.brokers}", topic, remedy)
+        ends = (name.removeprefix(topic + ".") for name in here if name.startswith(topic + "."))
+        later = sorted(int(end) for end in ends if end.isdecimal()) if self.address.segmented else []
+        return Layout(str(root["topic_id"]), len(root["partitions"]), (0, *later))
+
+    def create(self, topic: str, retention_ms: int | None = None, partitions: int | None = None) -> None:
+        """Create a topic unless it is there; never compacted, because keys are users."""
+        configs = {"cleanup.policy": "delete"}
+        if retention_ms is not None:
+            configs["retention.ms"] = str(retention_ms)
+        wanted = {
+            "num_partitions": partitions or self.address.partitions,
+            "replication_factor": self.address.replication,
+            "configs": configs,
+        }
+        with _translated(self.address), contextlib.suppress(TopicAlreadyExistsError):
+            self._client.create_topics({topic: wanted}, wait_for_metadata=True)
+
+    def delete(self, topic: str) -> None:
+        """Delete a topic."""
+        with _translated(self.address):
+            self._client.delete_topics([topic])
+
+    def committed(self, group: str, segments: Sequence[int]) -> dict[int, int]:
+        """The offsets a group committed, the furthest of each partition; empty where it committed none."""
+        with _translated(self.address):
+            found = self._client.list_group_offsets(group).get(group, {})
+        furthest: dict[int, int] = {}
+        for number in segments:
+            for place, stored in found.items():
+                if place.topic == self.address.segment(number) and stored.offset >= 0:
+                    offset = number << SEGMENT_BITS | stored.offset
+                    furthest[place.partition] = max(offset, furthest.get(place.partition, 0))
+        return furthest
+
+
+class Writer:
+    """Appends events. Safe to share between threads; a broker that went away is waited for.
+
+    Args:
+        linger_ms: how long a batch waits for company: Tansu slows with the number of batches.
+        timeout_s: an event that could not be written for so long fails with LogUnavailable.
+
+    Raises:
+        LogUnavailable: no broker could be reached at the start.
+    """
+
+    def __init__(self, address: Address, *, linger_ms: int = 20, timeout_s: float = 20.0) -> None:
+        self.address = address
+        self._settings = {
+            "linger_ms": linger_ms,
+            "batch_size": 256 * 1024,
+            "acks": "all",
+            "max_request_size": 2 * MAX_RECORD,
+            "max_block_ms": int(timeout_s * 1000),
+            "request_timeout_ms": min(5000, int(timeout_s * 500)),
+            "delivery_timeout_ms": int(timeout_s * 1000),
+            "allow_auto_create_topics": False,
+            **address.servers(),
+        }
+        self._lock = threading.Lock()
+        self._unsure: list[tuple[_Pending, Token]] = []
+        self._open: set[_Pending] = set()
+        self._admin = Admin(address)
+        self._checked = time.monotonic()
+        self._layout = self._admin.layout()
+        with _translated(address):
+            self._producer = KafkaProducer(**self._settings)
+        self._stop = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="log-writer-watch", daemon=True)
+        self._watcher.start()
+
+    @property
+    def log(self) -> str:
+        """The identity of the log that is written to now."""
+        return self._layout.log
+
+    def append(self, event: Event) -> "Future[tuple[int, int]]":
+        """Append the event; the future holds (partition, offset) once the broker has it, or LogUnavailable.
+
+        Raises:
+            EventError: it is larger than a record may be.
+        """
+        return self.put(events.key_of(event).encode(), events.encode(event))
+
+    def put(self, key: bytes, value: bytes, *, origin: Token | None = None) -> "Future[tuple[int, int]]":
+        """Append a record as it is; `origin` says where it lay in an earlier log."""
+        if len(value) > MAX_RECORD:
+            raise EventError("event", f"{len(value)} bytes", f"send events of at most {MAX_RECORD} bytes")
+        pending = _Pending(key, value, [(ORIGIN, str(origin).encode())] if origin else [], Future())
+        with self._lock:
+            self._open.add(pending)
+        self._send(pending)
+        return pending.future
+
+    def flush(self, timeout: float = 10.0) -> None:
+        """Wait until all that was appended is acknowledged.
+
+        Raises:
+            LogUnavailable: it is not within the timeout.
+        """
+        deadline = time.monotonic() + timeout
+        with _translated(self.address):
+            self._producer.flush(timeout)
+        with self._lock:
+            waiting = [pending.future for pending in self._open]
+        for future in waiting:
+            with contextlib.suppress(LogUnavailable), _translated(self.address):
+                future.result(max(0.0, deadline - time.monotonic()))
+
+    def close(self) -> None:
+        """Flush for up to five seconds and hang up; what could not be written fails."""
+        with contextlib.suppress(LogUnavailable):
+            self.flush(5.0)
+        self._stop.set()
+        self._watcher.join()
+        self._producer.close(timeout=1)
+        self._admin.close()
+        with self._lock:
+            left, self._open, self._unsure = list(self._open), set(), []
+        for pending in left:
+            self._fail(pending, LogUnavailable("event log writer", "closed", "append before closing it"))
+
+    def _send(self, pending: "_Pending") -> None:
+        layout = self._layout
+        try:
+            sent = self._producer.send(
+                self.address.segment(layout.segments[-1]), pending.value, pending.key, pending.headers
+            )
+        except (KafkaError, OSError) as error:
+            self._lost(pending, error)
+            return
+        sent.add_callback(self._acknowledged, pending, layout)
+        sent.add_errback(self._lost, pending)
+
+    def _acknowledged(self, pending: "_Pending", layout: Layout, where: Any) -> None:
+        place = Token(layout.log, where.partition, layout.segments[-1] << SEGMENT_BITS | where.offset)
+        if self.address.segmented and time.monotonic() - self._checked > LEASE_S:
+            with self._lock:
+                self._unsure.append((pending, place))  # it may lie behind a seal: the watcher decides
+        else:
+            self._done(pending, place)
+
+    def _done(self, pending: "_Pending", place: Token) -> None:
+        with self._lock:
+            self._open.discard(pending)
+        if not pending.future.done():
+            pending.future.set_result((place.partition, place.offset))
+
+    def _lost(self, pending: "_Pending", error: BaseException) -> None:
+        if isinstance(error, MessageSizeTooLargeError):
+            remedy = "raise message.max.bytes of the topic, or send smaller events"
+            self._fail(pending, EventError("event", f"{len(pending.value)} bytes", remedy))
+            return
+        thing = f"event log {self.address.topic} at {self.address.brokers}"
+        remedy = "check that the broker runs; send the event again with the same id"
+        self._fail(pending, LogUnavailable(thing, f"{type(error).__name__}: {error}", remedy))
+
+    def _fail(self, pending: "_Pending", error: Exception) -> None:
+        with self._lock:
+            self._open.discard(pending)
+        if not pending.future.done():
+            pending.future.set_exception(error)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(WATCH_S):
+            began = time.monotonic()
+            try:
+                layout = self._admin.layout()
+            except LogUnavailable:
+                continue
+            before, self._layout = self._layout, layout
+            if layout.log != before.log:
+                self._restart()
+            self._checked = began
+            with self._lock:
+                unsure, self._unsure = self._unsure, []
+            for pending, place in unsure:
+                if place.log == layout.log and place.offset >> SEGMENT_BITS == layout.segments[-1]:
+                    self._done(pending, place)
+                else:
+                    self._send(pending)  # twice in the log is harmless: ids are deduplicated
+
+    def _restart(self) -> None:
+        """The broker lost its memory and with it this producer's sequence numbers."""
+        with contextlib.suppress(LogUnavailable), _translated(self.address):
+            fresh = KafkaProducer(**self._settings)
+            old, self._producer = self._producer, fresh
+            old.close(timeout=0.5)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Pending:
+    key: bytes
+    value: bytes
+    headers: list[tuple[str, bytes]]
+    future: "Future[tuple[int, int]]"
+
+
+class Reader:
+    """Reads a log from given offsets, without a consumer group; a broker that went away is waited for.
+
+    `log` changes when the log was made anew: reading then goes on at its beginning, and a caller compares `log`
+    after each poll. A batch is handed out only after the identity was confirmed behind it, so that no record is
+    ever counted to the wrong log.
+
+    Args:
+        start: next offset by partition; 0 where absent.
+        group: name under which `commit` shows progress.
+        covered: next offset by partition of earlier logs; records carried over from below them are passed over.
+
+    Raises:
+        LogUnavailable: no broker, or no such topic.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        start: Mapping[int, int] | None = None,
+        *,
+        group: str | None = None,
+        covered: Mapping[str, Mapping[int, int]] | None = None,
+    ) -> None:
+        self.address = address
+        self.covered = {log: dict(offsets) for log, offsets in (covered or {}).items()}
+        self._admin = Admin(address)
+        try:
+            self._layout = self._admin.layout()
+            with _translated(address):
+                self._consumer = KafkaConsumer(
+                    group_id=group,
+                    enable_auto_commit=False,
+                    auto_offset_reset="earliest",
+                    fetch_max_wait_ms=address.fetch_wait_ms,
+                    max_partition_fetch_bytes=2 * MAX_RECORD,
+                    request_timeout_ms=10_000,
+                    allow_auto_create_topics=False,
+                    **address.servers(),
+                )
+        except BaseException:
+            self._admin.close()
+            raise
+        self._positions = {p: (start or {}).get(p, 0) for p in range(self._layout.partitions)}
+        self._assign()
+
+    @property
+    def log(self) -> str:
+        """The identity of the log that is read now."""
+        return self._layout.log
+
+    def poll(self, max_records: int = 2000, timeout: float = 0.5) -> list[Record]:
+        """What came next, grouped by partition and in order within it; empty after the timeout.
+
+        Units: timeout in seconds.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            try:
+                with _translated(self.address):
+                    batches = self._consumer.poll(timeout_ms=int(left * 1000), max_records=max_records)
+                layout = self._admin.layout()
+            except LogUnavailable:
+                time.sleep(min(left, 0.2))
+                self._assign()
+                if time.monotonic() >= deadline:
+                    return []
+                continue
+            if layout.log != self.log:
+                self._positions = dict.fromkeys(range(layout.partitions), 0)
+                self._layout = layout
+                self._assign()
+                batches = {}
+            self._layout = layout
+            records = self._take(batches)
+            if records or time.monotonic() >= deadline:
+                return records
+
+    def positions(self) -> dict[int, int]:
+        """The offset that is read next, by partition."""
+        return dict(self._positions)
+
+    def seek(self, positions: Mapping[int, int]) -> None:
+        """Go on reading from these offsets."""
+        self._positions.update(positions)
+        self._assign()
+
+    def lag(self) -> int:
+        """Records not read yet in the segments being read (as of the last fetch)."""
+        total = 0
+        for partition, offset in self._positions.items():
+            place = self._place(partition)
+            end = self._consumer.highwater(place) if place in self._consumer.assignment() else None
+            total += max(0, end - (offset & (1 << SEGMENT_BITS) - 1)) if end is not None else 0
+        return total
+
+    def commit(self, positions: Mapping[int, int] | None = None) -> None:
+        """Show the group how far it is, for lag display and retirement; failures are left to the next time."""
+        offsets = {}
+        for partition, offset in (positions or self._positions).items():
+            segment, inside = offset >> SEGMENT_BITS, offset & (1 << SEGMENT_BITS) - 1
+            offsets[TopicPartition(self.address.segment(segment), partition)] = OffsetAndMetadata(inside, "", -1)
+        with contextlib.suppress(KafkaError, OSError):
+            self._consumer.commit(offsets, timeout_ms=2000)
+
+    def close(self) -> None:
+        """Hang up."""
+        with contextlib.suppress(KafkaError, OSError):
+            self._consumer.close(autocommit=False, timeout_ms=1000)
+        self._admin.close()
+
+    def _place(self, partition: int) -> TopicPartition:
+        return TopicPartition(self.address.segment(self._positions[partition] >> SEGMENT_BITS), partition)
+
+    def _assign(self) -> None:
+        held = self._layout.segments
+        for partition, offset in self._positions.items():
+            segment = offset >> SEGMENT_BITS
+            if segment not in held:  # retired: it was read by all who asked for it, the next one follows
+                after = min((n for n in held if n > segment), default=held[-1])
+                self._positions[partition] = after << SEGMENT_BITS
+        with _translated(self.address):
+            self._consumer.assign([self._place(partition) for partition in self._positions])
+            for partition, offset in self._positions.items():
+                self._consumer.seek(self._place(partition), offset & (1 << SEGMENT_BITS) - 1)
+
+    def _take(self, batches: Mapping[TopicPartition, Sequence[Any]]) -> list[Record]:
+        records, sealed = [], False
+        for place, found in batches.items():
+            if not found or place != self._place(place.partition):
+                continue
+            segment = self._positions[place.partition] >> SEGMENT_BITS
+            for raw in found:
+                headers = dict(raw.headers) if raw.headers else {}
+                if SEAL in headers:
+                    self._positions[place.partition] = segment + 1 << SEGMENT_BITS
+                    sealed = True
+                    break
+                offset = segment << SEGMENT_BITS | raw.offset
+                self._positions[place.partition] = offset + 1
+                origin = Token.parse(headers[ORIGIN].decode()) if ORIGIN in headers else None
+                if origin and self.covered.get(origin.log, {}).get(origin.partition, 0) > origin.offset:
+                    continue
+                records.append(Record(place.partition, offset, raw.timestamp, raw.key or b"", raw.value or b"", origin))
+        if sealed:
+            self._assign()
+        return records
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A rejected record: why, where it lay, and its bytes as they came."""
+
+    reason: str
+    topic: str
+    log: str
+    partition: int
+    offset: int
+    raw: bytes
+
+
+class DeadLetters:
+    """The topic of rejected records, kept for a week."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        with _translated(address):
+            self._producer = KafkaProducer(
+                linger_ms=20, batch_size=128 * 1024, acks="all", max_request_size=3 * MAX_RECORD, **address.servers()
+            )
+        self._sent: list[Any] = []
+
+    def put(self, record: Record, reason: str, *, log: str = "") -> None:
+        """Set a record aside; `flush` makes it certain."""
+        letter = {
+            "reason": reason,
+            "topic": self.address.topic,
+            "log": log,
+            "partition": record.partition,
+            "offset": record.offset,
+            "raw": base64.b64encode(record.value).decode(),
+        }
+        with _translated(self.address):
+            self._sent.append(self._producer.send(DEAD_LETTERS, msgspec.json.encode(letter), record.key or None))
+
+    def flush(self, timeout: float = 10.0) -> None:
+        """Wait until all are acknowledged.
+
+        Raises:
+            LogUnavailable: they are not within the timeout.
+        """
+        sent, self._sent = self._sent, []
+        with _translated(self.address):
+            self._producer.flush(timeout)
+            for future in sent:
+                future.get(timeout)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._producer.close(timeout=1)
+
+
+def dead_letters(address: Address, *, timeout: float = 2.0) -> list[Letter]:
+    """All letters that lie in the dead-letter topic now."""
+    letters = []
+    reader = Reader(
+        Address(
+            brokers=address.brokers, topic=DEAD_LETTERS, security=address.security, fetch_wait_ms=address.fetch_wait_ms
+        )
+    )
+    try:
+        while records := reader.poll(timeout=timeout):
+            for record in records:
+                letter = msgspec.json.decode(record.value)
+                letters.append(Letter(**{**letter, "raw": base64.b64decode(letter["raw"])}))
+    finally:
+        reader.close()
+    return letters
+
+
+def parse_brokers(text: str) -> str:
+    """`kafka://a:9092,b:9092` or `a:9092` as host:port, comma-separated.
+
+    Raises:
+        ConfigError: a part is not host:port.
+
+    Example:
+        >>> parse_brokers("kafka://127.0.0.1:9092")
+        '127.0.0.1:9092'
+    """
+    brokers = text.removeprefix("kafka://").rstrip("/")
+    for part in brokers.split(","):
+        host, _, port = part.rpartition(":")
+        if not host or not port.isdecimal():
+            raise ConfigError("log brokers", part, "write host:port, several separated by commas")
+    return brokers
