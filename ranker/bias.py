@@ -1,0 +1,77 @@
+"""What moves a label besides taste: the shallow tower of Zhao et al. (RecSys 2019), dropped at serving.
+
+A context (where an item stood, on which device; later: which of two answers stood first, how the question was
+worded) adds to the logit of the biased objectives in training. Axes: R rows, C codes, P places, T objectives.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+#: places below this have a row each, deeper ones share rows by the doubling: position bias is smooth down there
+NEAR = 48
+PLACES = NEAR + 4 * 12
+
+
+class BiasTower(nn.Module):
+    """An additive logit for a place, and for the place together with each code of the context.
+
+    The missing embedding is zero and stays zero: an additive tower is known only up to a constant, and this choice
+    makes the tower-free logit the one for "position unknown", so that `absent` and `missing` are the same thing.
+
+    Args:
+        biased: one flag per objective; the others get exactly zero.
+        rows: hashed rows for pairs of place and code.
+        dropout: share of training rows whose context is replaced by the missing embedding (10 % in the paper).
+
+    Source: Zhao et al. 2019, section 4.2. Differs: one additive table per place and per place x device instead of a
+    small network, so that the curve can be read off; the missing embedding is fixed.
+    """
+
+    def __init__(self, biased: list[bool], *, rows: int = 4096, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.place_PT = nn.Parameter(torch.zeros(PLACES, len(biased)))
+        self.cross_RT = nn.Parameter(torch.zeros(rows, len(biased)))
+        self.biased_T: Tensor
+        self.register_buffer("biased_T", torch.tensor(biased, dtype=torch.float32), persistent=False)
+
+    def forward(self, positions_R: Tensor, codes_RC: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The tower's logits (R, T).
+
+        Shapes: positions (R,), -1 unknown; codes (R, C), -1 absent.
+
+        Args:
+            generator: draws the feature dropout while training; none is dropped without it.
+        """
+        known_R = positions_R >= 0
+        if self.training and generator is not None:
+            known_R = known_R & (torch.rand(len(known_R), generator=generator) >= self.dropout)
+        places_R = bucket(positions_R)
+        logits_RT = self.place_PT[places_R]
+        for codes_R in codes_RC.unbind(1):
+            cross_R = (codes_R * PLACES + places_R) * 2654435761 % (2**32) * len(self.cross_RT) // 2**32
+            logits_RT = logits_RT + self.cross_RT[cross_R] * (codes_R >= 0)[:, None]
+        return logits_RT * known_R[:, None] * self.biased_T
+
+    def examination(self, logits_T: Tensor, depth: int = 50) -> NDArray[np.float64]:
+        """How likely a place is acted on, against the first place, all else equal: (depth, T), 1 at place 0.
+
+        Args:
+            logits_T: tower-free logits at which the curve is read, usually those of a typical impression.
+        """
+        with torch.no_grad():
+            chance_PT = torch.sigmoid(logits_T + self.place_PT[bucket(torch.arange(depth))] * self.biased_T)
+            return (chance_PT / chance_PT[:1]).double().numpy()
+
+
+def bucket(positions_R: Tensor) -> Tensor:
+    """Rows of the place table: one each below NEAR, four per doubling beyond.
+
+    Example:
+        >>> bucket(torch.tensor([-1, 0, 47, 48, 60, 100_000])).tolist()
+        [0, 0, 47, 48, 49, 92]
+    """
+    deep_R = NEAR + (4 * torch.log2(positions_R.clamp(min=NEAR) / NEAR)).long()
+    return torch.where(positions_R < NEAR, positions_R.clamp(min=0), deep_R.clamp(max=PLACES - 1))

@@ -1,0 +1,475 @@
+"""Declared fields -> rows of one hashed embedding table (Weinberger et al. 2009), and the training tensors.
+
+Everything that has a name shares one table: item ids, item, user and request fields, kinds of acts. The first half
+of the table belongs to item ids and starts at zero, so that an id never seen is neutral and its features speak; each
+id holds two rows, so that a chance collision weighs half.
+
+Axes: V table rows touched, I items, S slates, R shown rows, A acts, C kinds of acts, F numbers, T objectives.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ranker.catalogue import Catalogue, Item
+from ranker.config import Config, FieldKinds
+from ranker.events import Value
+from ranker.evidence import Act, Evidence
+from ranker.join import Example
+
+#: words of a text that count; a longer text is cut
+WORDS = 256
+#: names kept in memory before the cache of row numbers starts anew
+CACHED = 1_000_000
+HOUR_MS = 3_600_000.0
+#: hours over which the freshness of an item or an act fades, one input each, besides log hours
+FADES = np.array([1.0, 6.0, 24.0, 168.0], np.float32)
+AGES = 1 + len(FADES)
+#: inputs of an act besides its item and its kind: its age, and its value against the user's own mean
+ACTS = AGES + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What `config.scale` sets: V table rows, D features, K taste, S shared, E experts, H hidden, and the acts read."""
+
+    V: int
+    D: int
+    K: int
+    S: int
+    E: int
+    H: int
+    encoder: int
+    acts: int
+
+
+SIZES = {
+    "tiny": Sizes(V=2**12, D=8, K=8, S=32, E=2, H=16, encoder=16, acts=20),
+    "small": Sizes(V=2**16, D=32, K=16, S=128, E=4, H=64, encoder=32, acts=50),
+    "full": Sizes(V=2**20, D=64, K=32, S=256, E=8, H=128, encoder=64, acts=100),
+}
+
+
+class Bag(NamedTuple):
+    """One thing as table rows with weights, and its numbers (log-scaled, signed)."""
+
+    rows: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    numbers: NDArray[np.float32]
+
+
+class Flat(NamedTuple):
+    """Many bags laid end to end; `lengths` says how many rows each has, `numbers` has one line each."""
+
+    rows: NDArray[np.int64]
+    weights: NDArray[np.float32]
+    lengths: NDArray[np.int64]
+    numbers: NDArray[np.float32]
+
+
+class Bags:
+    """Bags by place, flat in memory, so that a batch of them is one gather. Memory doubles as it grows."""
+
+    def __init__(self, numbers: int) -> None:
+        self._starts = np.zeros(64, np.int64)
+        self._lengths = np.zeros(64, np.int64)
+        self._numbers = np.zeros((64, numbers), np.float32)
+        self._rows = np.zeros(512, np.int64)
+        self._weights = np.zeros(512, np.float32)
+        self._used = 0
+
+    def put(self, place: int, bag: Bag) -> None:
+        """Store the bag at the place; a replaced bag's memory is left behind until the flat arrays next double."""
+        while place >= len(self._starts):
+            size = len(self._starts)
+            self._starts = np.pad(self._starts, (0, size))
+            self._lengths = np.pad(self._lengths, (0, size))
+            self._numbers = np.pad(self._numbers, ((0, size), (0, 0)))
+        count = len(bag.rows)
+        if self._used + count > len(self._rows):
+            self._repack(count)
+        start = self._used
+        self._rows[start : start + count] = bag.rows
+        self._weights[start : start + count] = bag.weights
+        self._used += count
+        self._starts[place], self._lengths[place], self._numbers[place] = start, count, bag.numbers
+
+    def take(self, places: NDArray[np.int64]) -> Flat:
+        """The bags at the places."""
+        lengths = self._lengths[places]
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        index = np.arange(total) + np.repeat(self._starts[places] - ends + lengths, lengths)
+        return Flat(self._rows[index], self._weights[index], lengths, self._numbers[places])
+
+    def _repack(self, count: int) -> None:
+        live = self.take(np.arange(len(self._starts)))
+        self._starts = np.cumsum(live.lengths) - live.lengths
+        self._used = len(live.rows)
+        size = len(self._rows)
+        while size < 2 * (self._used + count):
+            size *= 2
+        self._rows = np.pad(live.rows, (0, size - self._used))
+        self._weights = np.pad(live.weights, (0, size - self._used))
+
+
+class Encoder:
+    """(field, value) -> rows of the table, by a seeded hash that is the same in every process.
+
+    Categories are weighted to sum to 1 per field, the words of a text by 1/sqrt(count). A number comes twice: as an
+    input of its own and as two neighbouring bins of its logarithm, weighted by closeness, so that the model may bend.
+
+    Example:
+        >>> from ranker.config import parse
+        >>> config = parse({"objectives": [{"name": "click", "event": "click"}], "fields": {"item": {"tag": "category"}}})
+        >>> bag = Encoder(config).item(Item("i1", {"tag": "noir"}))
+        >>> len(bag.rows), round(float(bag.weights[-1]), 2)
+        (3, 1.0)
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.sizes = SIZES[config.scale]
+        self._salt = str(config.learning.seed).encode()[:16]
+        self._cache: dict[str, int] = {}
+        self._words = re.compile(r"\w+")
+        self._stores: WeakKeyDictionary[Catalogue, _Store] = WeakKeyDictionary()
+        self._kinds: dict[tuple[str, float | None], int] = {}
+        self._kind_bags = Bags(1)
+        self.numbers = {
+            side: [name for name, kind in fields.items() if kind == "number"]
+            for side, fields in (
+                ("item", config.fields.item),
+                ("user", config.fields.user),
+                ("request", config.fields.request),
+            )
+        }
+        self.context = [name for name, kind in config.fields.request.items() if kind == "category"]
+
+    def item(self, item: Item) -> Bag:
+        """Id rows first, then the rows of the fields."""
+        half, share = self.sizes.V // 2, math.sqrt(0.5)
+        rows, weights = [self._hash(f"id0\0{item.id}") % half, self._hash(f"id1\0{item.id}") % half], [share, share]
+        return self._bag("item", self.config.fields.item, item.fields, rows, weights)
+
+    def user(self, fields: Mapping[str, Value]) -> Bag:
+        """The declared user fields."""
+        return self._bag("user", self.config.fields.user, fields, [], [])
+
+    def request(self, fields: Mapping[str, Value]) -> Bag:
+        """The declared fields of a ranking."""
+        return self._bag("request", self.config.fields.request, fields, [], [])
+
+    def act(self, act: Act) -> Bag:
+        """The kind of an act: its type, and its value to two digits. Its item and its age enter elsewhere."""
+        rows, weights = [self._row(f"act\0{act.type}")], [1.0]
+        if act.value is None or not math.isfinite(act.value):
+            return _bag(rows, weights, [0.0])
+        rows.append(self._row(f"act\0{act.type}\0{act.value:.2g}"))
+        return _bag(rows, [*weights, 1.0], [_scaled(act.value)])
+
+    def device(self, fields: Mapping[str, Value]) -> list[int]:
+        """Codes of the request's categories, for the position tower; -1 where a field is absent."""
+        return [
+            -1 if (value := fields.get(name)) is None else self._hash(f"context\0{name}\0{_name(value)}") & 0xFFFFFFFF
+            for name in self.context
+        ]
+
+    def kinds(self, keys: Iterable[tuple[str, float | None]]) -> list[int]:
+        """Numbers of the kinds of acts (type, value), for `kind_bags`."""
+        if len(self._kinds) > CACHED // 10:
+            self._kinds, self._kind_bags = {}, Bags(1)
+        known = self._kinds
+        return [known[key] if key in known else self._kind(key) for key in keys]
+
+    def kind_bags(self, kinds: NDArray[np.int64]) -> Flat:
+        """The bags of kinds of acts."""
+        return self._kind_bags.take(kinds)
+
+    def items(self, catalogue: Catalogue, rows: NDArray[np.int64]) -> Flat:
+        """The bags of catalogue rows, kept from call to call; an item that was replaced is encoded anew."""
+        store = self._stores.get(catalogue)
+        if store is None:
+            store = self._stores[catalogue] = _Store(Bags(len(self.numbers["item"])), [])
+        seen, items = store.seen, catalogue.items
+        if len(seen) < len(items):
+            seen.extend([None] * (len(items) - len(seen)))
+        for row in rows.tolist():
+            item = items[row]
+            if seen[row] is not item:
+                store.bags.put(row, self.item(item))
+                seen[row] = item
+        return store.bags.take(rows)
+
+    def _kind(self, key: tuple[str, float | None]) -> int:
+        number = self._kinds[key] = len(self._kinds)
+        self._kind_bags.put(number, self.act(Act("", key[0], 0, key[1])))
+        return number
+
+    def _bag(
+        self, side: str, kinds: FieldKinds, fields: Mapping[str, Value], rows: list[int], weights: list[float]
+    ) -> Bag:
+        numbers = []
+        for field, kind in kinds.items():
+            value = fields.get(field)
+            if kind == "number":
+                number = _number(value)
+                numbers.append(0.0 if number is None else _scaled(number))
+                if number is not None:
+                    place = 8 * _scaled(number)
+                    low = math.floor(place)
+                    rows += [self._row(f"{side}\0{field}\0{low}"), self._row(f"{side}\0{field}\0{low + 1}")]
+                    weights += [low + 1 - place, place - low]
+                continue
+            if value is None or value in ("", []):
+                continue
+            if kind == "text":
+                text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+                names = [
+                    match.group() for _, match in zip(range(WORDS), self._words.finditer(text.lower()), strict=False)
+                ]
+                weight = 1 / math.sqrt(len(names) or 1)
+            else:
+                names = [_name(v) for v in value] if isinstance(value, list) else [_name(value)]
+                weight = 1 / len(names)
+            rows += [self._row(f"{side}\0{field}\0{name}") for name in names]
+            weights += [weight] * len(names)
+        return _bag(rows, weights, numbers)
+
+    def _row(self, name: str) -> int:
+        half = self.sizes.V // 2
+        return half + self._hash(name) % half
+
+    def _hash(self, name: str) -> int:
+        found = self._cache.get(name)
+        if found is None:
+            if len(self._cache) >= CACHED:
+                self._cache.clear()
+            raw = name.encode("utf-8", "surrogatepass")
+            found = int.from_bytes(hashlib.blake2b(raw, digest_size=8, salt=self._salt).digest(), "little")
+            self._cache[name] = found
+        return found
+
+
+class _Store(NamedTuple):
+    bags: Bags
+    seen: list[Item | None]
+
+
+def _bag(rows: list[int], weights: list[float], numbers: list[float]) -> Bag:
+    return Bag(np.array(rows, np.int64), np.array(weights, np.float32), np.array(numbers, np.float32))
+
+
+def _name(value: Value) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _number(value: Value) -> float | None:
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _scaled(number: float) -> float:
+    return math.copysign(min(math.log1p(abs(number)) / 4, 10.0), number)
+
+
+def ages(now: NDArray[np.int64] | int, then: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Age inputs: log hours, and how much of it is left after fading over FADES hours.
+
+    Shapes: (n,) and (n,) -> (n, AGES). Units: ms. What lies in the future is new.
+    """
+    hours = (np.maximum(now - then, 0) / HOUR_MS).astype(np.float32)
+    return np.column_stack([np.log1p(hours) / 8, np.exp(-hours[:, None] / FADES)]).astype(np.float32, copy=False)
+
+
+def act_inputs(acts: Sequence[Act], means: Sequence[float], now: NDArray[np.int64] | int) -> NDArray[np.float32]:
+    """The dense inputs of acts: age, and value above the user's own mean (`means`, one an act; 0 where there is none).
+
+    Shapes: -> (A, ACTS).
+    """
+    times = np.fromiter((act.time for act in acts), np.int64, len(acts))
+    values = np.fromiter(
+        (0.0 if act.value is None else act.value - mean for act, mean in zip(acts, means, strict=True)),
+        np.float64,
+        len(acts),
+    )
+    values = np.nan_to_num(values, posinf=1e30, neginf=-1e30)
+    over = np.sign(values) * np.minimum(np.log1p(np.abs(values)), 10.0)
+    return np.column_stack([ages(now, times), over.astype(np.float32)])
+
+
+def means_of(evidence: Evidence, acts: Sequence[Act]) -> list[float]:
+    """The user's mean value for the type of each act."""
+    means = {kind: mean.total / mean.count for kind, mean in evidence.means.items() if mean.count}
+    return [means.get(act.type, 0.0) for act in acts] if means else [0.0] * len(acts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """The training tensors of some examples. Bags are laid out as items, users, requests, kinds of acts.
+
+    Shapes: `bag_rows` index into `touched_V`; `*_numbers` have a line for each bag of their kind; `act_*_A` and
+    `row_*_R` hold the item, kind and slate of each act and each shown row.
+    """
+
+    touched_V: Tensor
+    bag_rows: Tensor
+    bag_weights: Tensor
+    bag_starts: Tensor
+    items: int
+    slates: int
+    kinds: int
+    item_numbers: Tensor
+    user_numbers: Tensor
+    request_numbers: Tensor
+    kind_numbers: Tensor
+    act_item_A: Tensor
+    act_kind_A: Tensor
+    act_slate_A: Tensor
+    act_inputs: Tensor
+    row_item_R: Tensor
+    row_slate_R: Tensor
+    row_ages: Tensor
+    positions_R: Tensor
+    devices: Tensor
+    labels_RT: Tensor
+    mask_RT: Tensor
+
+
+def collate(examples: Sequence[Example], catalogue: Catalogue, encoder: Encoder) -> Batch:
+    """The examples as one batch: each item embedded once, however often it is shown or remembered.
+
+    An item that the catalogue does not hold, or whose fields came with the ranking, is encoded on the spot.
+    """
+    keep = encoder.sizes.acts
+    histories = [example.evidence.history[-keep:] for example in examples]
+    acts = list(chain.from_iterable(histories))
+    act_counts = np.fromiter(map(len, histories), np.int64, len(examples))
+    row_counts = np.fromiter((len(example.items) for example in examples), np.int64, len(examples))
+    times = np.fromiter((example.time for example in examples), np.int64, len(examples))
+    slates = np.arange(len(examples))
+    act_slate, row_slate = np.repeat(slates, act_counts), np.repeat(slates, row_counts)
+
+    shown = list(chain.from_iterable(example.items for example in examples))
+    find = catalogue.rows.get
+    places = np.array([find(item, -1) for item in shown] + [find(act.item, -1) for act in acts], np.int64)
+    strangers: list[Item] = []
+    if places.size and (places.min() < 0 or any(example.inline for example in examples)):
+        _place_strangers(examples, catalogue, shown, acts, row_slate, places, strangers)
+    known, index = _unique(places, len(catalogue) + len(strangers))
+    in_catalogue = known[known < len(catalogue)]
+    item_bags = _joined(encoder.items(catalogue, in_catalogue), [encoder.item(stranger) for stranger in strangers])
+    row_item, act_item = index[: len(shown)], index[len(shown) :]
+
+    kind_of = np.array(encoder.kinds([(act.type, act.value) for act in acts]), np.int64)
+    kinds, act_kind = _unique(kind_of, int(kind_of.max(initial=-1)) + 1)
+    means = list(
+        chain.from_iterable(
+            means_of(example.evidence, history) for example, history in zip(examples, histories, strict=True)
+        )
+    )
+    user_bags = lay_out([encoder.user(example.evidence.fields) for example in examples])
+    request_bags = lay_out([encoder.request(example.request) for example in examples])
+    bags = (item_bags, user_bags, request_bags, encoder.kind_bags(kinds))
+    lengths = np.concatenate([bag.lengths for bag in bags])
+    touched, bag_rows = _unique(np.concatenate([bag.rows for bag in bags]), encoder.sizes.V)
+
+    born = np.array(
+        [catalogue.items[row].first_seen for row in in_catalogue.tolist()] + [item.first_seen for item in strangers],
+        np.int64,
+    )
+    devices = np.array([encoder.device(example.request) for example in examples], np.int64)
+    return Batch(
+        touched_V=torch.from_numpy(touched),
+        bag_rows=torch.from_numpy(bag_rows),
+        bag_weights=torch.from_numpy(np.concatenate([bag.weights for bag in bags])),
+        bag_starts=torch.from_numpy(np.cumsum(lengths) - lengths),
+        items=len(item_bags.lengths),
+        slates=len(examples),
+        kinds=len(kinds),
+        item_numbers=torch.from_numpy(item_bags.numbers),
+        user_numbers=torch.from_numpy(user_bags.numbers),
+        request_numbers=torch.from_numpy(request_bags.numbers),
+        kind_numbers=torch.from_numpy(bags[3].numbers),
+        act_item_A=torch.from_numpy(act_item),
+        act_kind_A=torch.from_numpy(act_kind),
+        act_slate_A=torch.from_numpy(act_slate),
+        act_inputs=torch.from_numpy(act_inputs(acts, means, times[act_slate])),
+        row_item_R=torch.from_numpy(row_item),
+        row_slate_R=torch.from_numpy(row_slate),
+        row_ages=torch.from_numpy(ages(times[row_slate], born[row_item])),
+        positions_R=torch.from_numpy(np.concatenate([e.positions for e in examples]).astype(np.int64)),
+        devices=torch.from_numpy(devices.reshape(len(examples), len(encoder.context))),
+        labels_RT=torch.from_numpy(np.concatenate([e.labels_NT for e in examples])),
+        mask_RT=torch.from_numpy(np.concatenate([e.mask_NT for e in examples])),
+    )
+
+
+def _place_strangers(
+    examples: Sequence[Example],
+    catalogue: Catalogue,
+    shown: Sequence[str],
+    acts: Sequence[Act],
+    row_slate: NDArray[np.int64],
+    places: NDArray[np.int64],
+    strangers: list[Item],
+) -> None:
+    numbers: dict[str, int] = {}
+    inline = {
+        row: examples[slate].inline[item]
+        for row, (item, slate) in enumerate(zip(shown, row_slate.tolist(), strict=True))
+        if item in examples[slate].inline
+    }
+    for row in np.flatnonzero(places < 0).tolist():
+        if row in inline:
+            continue
+        item = shown[row] if row < len(shown) else acts[row - len(shown)].item
+        if item not in numbers:
+            numbers[item] = len(catalogue) + len(strangers)
+            time = examples[row_slate[row]].time if row < len(shown) else acts[row - len(shown)].time
+            strangers.append(Item(item, {}, time))
+        places[row] = numbers[item]
+    for row, fields in inline.items():
+        item, time = shown[row], examples[row_slate[row]].time
+        before = catalogue.get(item) or Item(item, {}, time)
+        places[row] = len(catalogue) + len(strangers)
+        strangers.append(Item(item, {**before.fields, **fields}, before.first_seen))
+
+
+def _unique(values: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """np.unique with inverse for small non-negative integers, without its sort."""
+    mark = np.zeros(size, np.int64)
+    mark[values] = 1
+    found = np.flatnonzero(mark)
+    mark[found] = np.arange(len(found))
+    return found, mark[values]
+
+
+def lay_out(bags: Sequence[Bag]) -> Flat:
+    """One or more bags, end to end."""
+    return Flat(
+        np.concatenate([bag.rows for bag in bags]),
+        np.concatenate([bag.weights for bag in bags]),
+        np.fromiter((len(bag.rows) for bag in bags), np.int64, len(bags)),
+        np.stack([bag.numbers for bag in bags]),
+    )
+
+
+def _joined(flat: Flat, bags: Sequence[Bag]) -> Flat:
+    if not bags:
+        return flat
+    more = lay_out(bags)
+    return Flat(*(np.concatenate(pair) for pair in zip(flat, more, strict=True)))

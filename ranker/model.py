@@ -1,0 +1,470 @@
+"""The composition: item tower, taste, experts, a wide linear term and the bias tower (Zhao et al. 2019; VPL 2024).
+
+`Model` is the training form, `Inference` the fast form of the same weights for one user and N items. Both read
+
+    phi, b  = item tower               z = taste              r = b + z . phi
+    x       = [phi, z, z * phi, r, item, user, request, age]
+    logits  = MMoE(relu(first(x))) + wide(item)               (+ tower, biased objectives, training only)
+
+Axes: V table rows, D features, K taste, S shared inputs of the experts, T objectives; I items of a batch, R shown
+rows, U slates, A acts; N candidates.
+"""
+
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ranker.bias import BiasTower
+from ranker.catalogue import Catalogue, Item
+from ranker.config import Config
+from ranker.errors import RegistryError
+from ranker.events import Value
+from ranker.evidence import Act, Evidence
+from ranker.features import ACTS, AGES, Bag, Batch, Encoder, Flat, act_inputs, ages, lay_out, means_of
+from ranker.index import Index
+from ranker.mmoe import MMoE, normalised
+from ranker.taste import Factor, History, Taste, fuse
+
+#: below this many items the item side of the first layer is kept; above, memory matters more than the product
+CACHED_ITEMS = 131_072
+#: kinds of acts kept per version before that cache starts anew
+KINDS = 4096
+
+
+class Rows(NamedTuple):
+    """The table rows that a batch touches, as leaves of the graph: their gradients stay small and dense."""
+
+    table_VD: Tensor
+    wide_VT: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output:
+    """What the model says of a batch.
+
+    Attributes:
+        logits_RT: tower-free.
+        tower_RT: to be added where a probability at the shown place is meant; zero for unbiased objectives.
+        utility_R: r(u, i).
+        mean_UK, precision_UK: the tastes.
+        phi_IK, intercept_I: base rewards of the batch's items, for pairwise and sampled losses.
+    """
+
+    logits_RT: Tensor
+    tower_RT: Tensor
+    utility_R: Tensor
+    mean_UK: Tensor
+    precision_UK: Tensor
+    phi_IK: Tensor
+    intercept_I: Tensor
+
+
+class Model(nn.Module):
+    """The training form.
+
+    Args:
+        generator: draws the first weights, then the dropout masks; its state belongs to a checkpoint.
+    """
+
+    def __init__(self, config: Config, generator: torch.Generator) -> None:
+        super().__init__()
+        encoder = Encoder(config)
+        sizes = self.sizes = encoder.sizes
+        self.generator = generator
+        objectives = len(config.objectives)
+
+        def dense(outputs: int, inputs: int, gain: float = 1.0, fan: int | None = None) -> nn.Parameter:
+            scale = gain / math.sqrt(fan or max(inputs, 1))
+            return nn.Parameter(torch.randn(outputs, inputs, generator=generator) * scale)
+
+        table_VD = torch.randn(sizes.V, sizes.D, generator=generator) * 0.3
+        table_VD[: sizes.V // 2] = 0
+        self.table_VD = nn.Parameter(table_VD)
+        self.wide_VT = nn.Parameter(torch.zeros(sizes.V, objectives))
+        for side, names in encoder.numbers.items():
+            setattr(self, f"{side}_numbers", dense(sizes.D, len(names)))
+        self.kind_numbers = dense(sizes.D, 1)
+        self.phi = dense(sizes.K + 1, sizes.D)
+        self.phi_bias = nn.Parameter(torch.zeros(sizes.K + 1))
+        self.act_item = dense(sizes.encoder, sizes.D)
+        self.act_kind = dense(sizes.encoder, sizes.D)
+        self.act_inputs = dense(sizes.encoder, ACTS)
+        self.act_bias = nn.Parameter(torch.zeros(sizes.encoder))
+        self.history = History(sizes.encoder, sizes.K, generator)
+        self.first = dense(sizes.S, sum(parts(sizes.K, sizes.D)), math.sqrt(2))
+        self.first_bias = nn.Parameter(torch.zeros(sizes.S))
+        self.experts = MMoE(sizes.S, sizes.E, sizes.H, objectives, generator)
+        self.tower = BiasTower([objective.biased for objective in config.objectives])
+        # a value objective is learned in units of its own spread: value = offset + scale * logit
+        self.register_buffer("offset_T", torch.zeros(objectives))
+        self.register_buffer("scale_T", torch.ones(objectives))
+        self.register_buffer("typical_T", torch.zeros(objectives))
+
+    def dense(self) -> list[nn.Parameter]:
+        """Every parameter except the two tables that are learned row by row."""
+        return [p for name, p in self.named_parameters() if name not in ("table_VD", "wide_VT")]
+
+    def gather(self, batch: Batch) -> Rows:
+        """The rows this batch needs, detached from the tables: learn on these, then write them back."""
+        touched_V = batch.touched_V
+        return Rows(
+            self.table_VD.detach()[touched_V].requires_grad_(), self.wide_VT.detach()[touched_V].requires_grad_()
+        )
+
+    def forward(self, batch: Batch, rows: Rows | None = None) -> Output:
+        """Logits, tower, utilities and tastes.
+
+        Args:
+            rows: from `gather`; without it gradients flow into the whole tables.
+        """
+        table_VD, wide_VT = rows or (self.table_VD[batch.touched_V], self.wide_VT[batch.touched_V])
+        embedded = functional.embedding_bag(
+            batch.bag_rows, table_VD, batch.bag_starts, mode="sum", per_sample_weights=batch.bag_weights
+        )
+        item_ID, user_UD, request_UD, kind_CD = embedded.split([batch.items, batch.slates, batch.slates, batch.kinds])
+        item_ID = item_ID + batch.item_numbers @ self.item_numbers.T
+        user_UD = user_UD + batch.user_numbers @ self.user_numbers.T
+        request_UD = request_UD + batch.request_numbers @ self.request_numbers.T
+        kind_CD = kind_CD + batch.kind_numbers @ self.kind_numbers.T
+
+        base_IK1 = functional.linear(item_ID, self.phi, self.phi_bias)
+        phi_IK, intercept_I = base_IK1[:, :-1], base_IK1[:, -1]
+        hidden_AH = (
+            (item_ID @ self.act_item.T)[batch.act_item_A]
+            + functional.linear(kind_CD, self.act_kind, self.act_bias)[batch.act_kind_A]
+            + batch.act_inputs @ self.act_inputs.T
+        ).relu()
+        mean_UK, precision_UK = self.history(hidden_AH, batch.act_slate_A, batch.slates)
+
+        to_phi, to_z, to_zphi, to_r, to_item, to_user, to_request, to_age = self.first.split(
+            parts(self.sizes.K, self.sizes.D), 1
+        )
+        first_IS = phi_IK @ to_phi.T + item_ID @ to_item.T
+        first_US = mean_UK @ to_z.T + user_UD @ to_user.T + request_UD @ to_request.T + self.first_bias
+        row_item_R, row_slate_R = batch.row_item_R, batch.row_slate_R
+        zphi_RK = mean_UK[row_slate_R] * phi_IK[row_item_R]
+        utility_R = zphi_RK.sum(1) + intercept_I[row_item_R]
+        shared_RS = (
+            first_IS[row_item_R]
+            + first_US[row_slate_R]
+            + torch.cat([zphi_RK, utility_R[:, None], batch.row_ages], 1) @ torch.cat([to_zphi, to_r, to_age], 1).T
+        ).relu()
+        ends = int(batch.bag_starts[batch.items]) if batch.items < len(batch.bag_starts) else len(batch.bag_rows)
+        wide_IT = functional.embedding_bag(
+            batch.bag_rows[:ends],
+            wide_VT,
+            batch.bag_starts[: batch.items],
+            mode="sum",
+            per_sample_weights=batch.bag_weights[:ends],
+        )
+        draws = self.generator if self.training else None
+        logits_RT = self.experts(shared_RS, draws) + wide_IT[row_item_R]
+        if self.training:
+            self._note(logits_RT.detach())
+        return Output(
+            logits_RT=logits_RT,
+            tower_RT=self.tower(batch.positions_R, batch.devices[row_slate_R], draws),
+            utility_R=utility_R,
+            mean_UK=mean_UK,
+            precision_UK=precision_UK,
+            phi_IK=phi_IK,
+            intercept_I=intercept_I,
+        )
+
+    def _note(self, logits_RT: Tensor) -> None:
+        if len(logits_RT):
+            self.get_buffer("typical_T").lerp_(logits_RT.mean(0), 0.01)
+
+
+def parts(K: int, D: int) -> list[int]:
+    """Widths of x = [phi, z, z * phi, r, item, user, request, age]."""
+    return [K, K, K, 1, D, D, D, AGES]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Scores:
+    """What one user's candidates get, in the order of the rows and then the extra items.
+
+    Attributes:
+        probabilities_NT: tower-free; the predicted value for value objectives.
+        logits_NT: tower-free.
+        utility_N: r(u, i), the bilinear base utility.
+    """
+
+    probabilities_NT: NDArray[np.float32]
+    logits_NT: NDArray[np.float32]
+    utility_N: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Side:
+    """The item side of everything, by catalogue row; `kept_NX` is [first layer or features, phi, b, wide]."""
+
+    seen: list[Item]
+    kept_NX: Tensor
+    act_NH: Tensor
+    born_N: NDArray[np.int64]
+    wide: bool
+    index: Index
+
+
+class Inference:
+    """The fast form: the item side is computed when an item arrives, the user side once per request.
+
+    What is left per candidate is one [N, K] x [K, S] product, in which z * phi and r are folded, and the experts'.
+    Readers may score from any thread while one other thread attaches.
+
+    Args:
+        weights: `Model.state_dict()`, or what a version ships.
+        encoder: to share the cache of encoded items between versions.
+        cached: up to so many items the item side of the first layer is kept in memory.
+
+    Raises:
+        RegistryError: a weight is missing or has another shape than the configuration asks for.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        weights: Mapping[str, Tensor],
+        *,
+        encoder: Encoder | None = None,
+        cached: int = CACHED_ITEMS,
+    ) -> None:
+        self.config, self.encoder, self._cached = config, encoder or Encoder(config), cached
+        sizes = self.sizes = self.encoder.sizes
+        with torch.device("meta"):
+            wanted = Model(config, torch.Generator()).state_dict()
+        for name, tensor in wanted.items():
+            if name not in weights or weights[name].shape != tensor.shape:
+                found = tuple(weights[name].shape) if name in weights else None
+                raise RegistryError(f"weights[{name}]", found, f"this configuration needs shape {tuple(tensor.shape)}")
+        w = {name: weights[name].detach().float().contiguous() for name in wanted}
+        self._table_VD, self._wide_VT = w["table_VD"], w["wide_VT"]
+        self._numbers = {side: w[f"{side}_numbers"].T.numpy() for side in ("item", "user", "request", "kind")}
+        self._phi, self._phi_bias = w["phi"], w["phi_bias"]
+        self._act_item, self._act_kind = w["act_item"], w["act_kind"].T.numpy()
+        self._act_inputs, self._act_bias = w["act_inputs"].T.numpy(), w["act_bias"].numpy()
+        self._out, self._out_bias = w["history.out"].T.numpy(), w["history.out_bias"].numpy()
+        prior_K = np.exp(w["history.prior_log_precision_K"].numpy())
+        self._prior = Factor(prior_K, prior_K * w["history.prior_mean_K"].numpy())
+        self._to_phi, to_z, self._to_zphi, self._to_r, self._to_item, to_user, to_request, to_age = (
+            part.T.contiguous() for part in w["first"].split(parts(sizes.K, sizes.D), 1)
+        )
+        self._to_user = torch.cat([to_z, to_user, to_request]).numpy()
+        self._first_bias = w["first_bias"].numpy()
+        # last K + AGES + 1 lines of the request's product: z * phi and r, age, and 1 for the user side
+        self._request_XS = torch.cat([torch.zeros(sizes.K, sizes.S), to_age, torch.zeros(1, sizes.S)])
+        self._experts, self._experts_bias = w["experts.weight"], w["experts.bias"]
+        self._heads_HT, self._heads_T = w["experts.heads_TH"].T.contiguous(), w["experts.heads_T"]
+        self._tower = BiasTower([objective.biased for objective in config.objectives])
+        self._tower.load_state_dict({"place_PT": w["tower.place_PT"], "cross_RT": w["tower.cross_RT"]})
+        self._tower.eval()
+        self._offset_T, self._scale_T = w["offset_T"].numpy(), w["scale_T"].numpy()
+        self._typical_T = w["typical_T"]
+        self._value_T = np.array([objective.kind == "value" for objective in config.objectives])
+        self._kinds: tuple[dict[tuple[str, float | None], int], NDArray[np.float32]]
+        self._kinds = {}, np.zeros((0, sizes.encoder), np.float32)
+        self._lock = threading.Lock()
+        self._catalogue: Catalogue | None = None
+        self._side = self._empty(wide=True)
+
+    @torch.inference_mode()
+    def attach(self, catalogue: Catalogue) -> None:
+        """Take up what is new or was replaced in the catalogue since the last call; a new catalogue starts anew.
+
+        One thread at a time; others may score meanwhile, they see the state before or the one after.
+        """
+        side = self._side
+        items = catalogue.items[: len(catalogue)]
+        wide = len(items) <= self._cached
+        if catalogue is not self._catalogue or wide != side.wide:
+            side = self._empty(wide=wide)
+        seen = side.seen
+        changed = [row for row, (new, old) in enumerate(zip(items, seen, strict=False)) if new is not old]
+        rows = np.array([*changed, *range(len(seen), len(items))], np.int64)
+        if len(rows) == 0 and catalogue is self._catalogue:
+            return
+        kept_NX, act_NH, born_N = side.kept_NX, side.act_NH, side.born_N
+        # rows beyond what readers know may be written in place; rows they know may not
+        if len(items) > len(born_N) or changed:
+            size = max(64, len(born_N))
+            while size < len(items):
+                size *= 2
+            kept_NX, act_NH = _grown(kept_NX, size), _grown(act_NH, size)
+            born_N = np.concatenate([born_N, np.zeros(size - len(born_N), np.int64)])
+        for few in np.array_split(rows, max(1, len(rows) // 16_384)):
+            kept, act = self._embed(self.encoder.items(catalogue, few), wide)
+            kept_NX[few], act_NH[few] = kept, act
+            born_N[few] = [items[row].first_seen for row in few.tolist()]
+        places = slice(kept_NX.shape[1] - self._tail, kept_NX.shape[1] - len(self.config.objectives))
+        index = Index(kept_NX[: len(items), places].numpy())
+        self._side = _Side(items, kept_NX, act_NH, born_N, wide, index)
+        self._catalogue = catalogue
+
+    def taste(self, evidence: Evidence, now: int) -> Taste:
+        """The taste that this evidence supports; the learned prior where there is none.
+
+        Units: now in ms.
+        """
+        return fuse(self._prior, *self.factors(evidence, now))
+
+    @torch.inference_mode()
+    def factors(self, evidence: Evidence, now: int) -> tuple[list[Factor], dict[str, int]]:
+        """What each source of evidence adds to the prior, and how many pieces each holds.
+
+        Answers and words will be further factors of this list.
+        """
+        acts = evidence.history[-self.sizes.acts :]
+        if not acts:
+            return [], {"history": 0}
+        side = self._side
+        find = self._catalogue.rows.get if self._catalogue is not None else {}.get
+        rows = np.array([find(act.item, -1) for act in acts])
+        known = (rows >= 0) & (rows < len(side.seen))
+        if known.all():
+            hidden_AH = side.act_NH[torch.from_numpy(rows)].numpy()
+        else:
+            hidden_AH = side.act_NH[torch.from_numpy(np.where(known, rows, 0))].numpy() if known.any() else None
+            strangers = [self.encoder.item(Item(act.item)) for act, there in zip(acts, known, strict=True) if not there]
+            if hidden_AH is None:
+                hidden_AH = np.empty((len(acts), self.sizes.encoder), np.float32)
+            hidden_AH[~known] = self._embed(lay_out(strangers), side.wide)[1].numpy()
+        hidden_AH += self._kinds_of([(act.type, act.value) for act in acts])
+        hidden_AH += act_inputs(acts, means_of(evidence, acts), now) @ self._act_inputs
+        factor_A2K = np.maximum(hidden_AH, 0) @ self._out + self._out_bias
+        precision_AK = np.logaddexp(factor_A2K[:, : self.sizes.K], 0)
+        information_K = (precision_AK * factor_A2K[:, self.sizes.K :]).sum(0)
+        return [Factor(precision_AK.sum(0), information_K)], {"history": len(acts)}
+
+    @torch.inference_mode()
+    def score(
+        self,
+        taste: Taste,
+        *,
+        user: Mapping[str, Value],
+        request: Mapping[str, Value],
+        rows: NDArray[np.int64],
+        extra: Sequence[Item] = (),
+        now: int,
+    ) -> Scores:
+        """Score catalogue rows, then extra items (which came with the request), for one user.
+
+        Raises:
+            IndexError: a row that no attached catalogue holds.
+        """
+        side = self._side
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(side.seen):
+            raise IndexError(f"rows reach from {rows.min()} to {rows.max()}, {len(side.seen)} items are attached")
+        kept_NX, born_N = side.kept_NX.index_select(0, torch.from_numpy(rows)), side.born_N[rows]
+        if extra:
+            more, _ = self._embed(lay_out([self.encoder.item(item) for item in extra]), side.wide)
+            kept_NX = torch.cat([kept_NX, more])
+            born_N = np.concatenate([born_N, np.array([item.first_seen for item in extra], np.int64)])
+        tail, objectives = self._tail, len(self.config.objectives)
+        side_NX, phi_NK, intercept_N1, wide_NT = kept_NX.split(
+            [kept_NX.shape[1] - tail, self.sizes.K, 1, objectives], 1
+        )
+        first_NS = side_NX if side.wide else self._first(side_NX, kept_NX[:, -tail:-objectives])
+        mean_K = torch.from_numpy(np.asarray(taste.mean_K, np.float32))
+        request_XS = self._request_XS.clone()
+        torch.mul(mean_K[:, None], self._to_zphi + self._to_r, out=request_XS[: self.sizes.K])
+        parts_of_user = [taste.mean_K, self._vector("user", self.encoder.user(user))]
+        parts_of_user.append(self._vector("request", self.encoder.request(request)))
+        request_XS[-1] = torch.from_numpy(np.concatenate(parts_of_user) @ self._to_user + self._first_bias)
+        input_NX = torch.empty(len(kept_NX), self.sizes.K + AGES + 1)
+        input_NX[:, : self.sizes.K] = phi_NK
+        input_NX[:, self.sizes.K : -1] = torch.from_numpy(ages(now, born_N))
+        input_NX[:, -1] = 1
+        shared_NS = torch.addmm(first_NS, input_NX, request_XS).relu_()
+        logits_NT = self._mix(shared_NS) + wide_NT
+        utility_N = torch.addmv(intercept_N1[:, 0], phi_NK, mean_K)
+        found = logits_NT.numpy()
+        return Scores(probabilities_NT=self._chances(found), logits_NT=found, utility_N=utility_N.numpy())
+
+    @torch.inference_mode()
+    def probabilities_at(
+        self, logits_NT: NDArray[np.float32], positions: NDArray[np.int32], request: Mapping[str, Value]
+    ) -> NDArray[np.float32]:
+        """Probabilities with the bias tower at the places where the items stood; -1 is unknown."""
+        codes = torch.tensor(self.encoder.device(request), dtype=torch.int64).expand(len(positions), -1)
+        tower_NT = self._tower(torch.from_numpy(np.asarray(positions, np.int64)), codes)
+        return self._chances(logits_NT + tower_NT.numpy())
+
+    def retrieve(self, taste: Taste, count: int) -> NDArray[np.int64]:
+        """Catalogue rows by falling r(u, i)."""
+        return self._side.index.search(np.append(taste.mean_K, np.float32(1)), count)
+
+    def examination(self, depth: int = 50) -> NDArray[np.float64]:
+        """How likely each place is acted on against the first, per objective, for a typical impression: (depth, T)."""
+        return self._tower.examination(self._typical_T, depth)
+
+    @property
+    def _tail(self) -> int:
+        return self.sizes.K + 1 + len(self.config.objectives)
+
+    def _empty(self, *, wide: bool) -> _Side:
+        kept_NX = torch.zeros(0, (self.sizes.S if wide else self.sizes.D) + self._tail)
+        act_NH, born_N = torch.zeros(0, self.sizes.encoder), np.zeros(0, np.int64)
+        return _Side([], kept_NX, act_NH, born_N, wide, Index(np.zeros((0, self.sizes.K + 1), np.float32)))
+
+    def _embed(self, bags: Flat, wide: bool) -> tuple[Tensor, Tensor]:
+        rows, weights = torch.from_numpy(bags.rows), torch.from_numpy(bags.weights)
+        starts = torch.from_numpy(np.cumsum(bags.lengths) - bags.lengths)
+        item_ND = functional.embedding_bag(rows, self._table_VD, starts, mode="sum", per_sample_weights=weights)
+        wide_NT = functional.embedding_bag(rows, self._wide_VT, starts, mode="sum", per_sample_weights=weights)
+        item_ND = item_ND + torch.from_numpy(bags.numbers @ self._numbers["item"])
+        base_NK1 = functional.linear(item_ND, self._phi, self._phi_bias)
+        first = self._first(item_ND, base_NK1) if wide else item_ND
+        return torch.cat([first, base_NK1, wide_NT], 1), item_ND @ self._act_item.T
+
+    def _first(self, item_ND: Tensor, base_NK1: Tensor) -> Tensor:
+        return torch.cat([item_ND, base_NK1], 1) @ torch.cat([self._to_item, self._to_phi, self._to_r])
+
+    def _mix(self, shared_NS: Tensor) -> Tensor:
+        experts, objectives = self.sizes.E, len(self.config.objectives)
+        split = (experts * self.sizes.H, objectives * experts)
+        hidden, gates = functional.linear(shared_NS, self._experts, self._experts_bias).split(split, 1)
+        votes_NET = hidden.relu().view(-1, experts, self.sizes.H) @ self._heads_HT
+        shares_NTE = normalised(gates.view(-1, objectives, experts))
+        return (votes_NET * shares_NTE.transpose(1, 2)).sum(1) + self._heads_T
+
+    def _chances(self, logits_NT: NDArray[np.float32]) -> NDArray[np.float32]:
+        chances: NDArray[np.float32] = expit(logits_NT)
+        if self._value_T.any():
+            chances = np.where(self._value_T, self._offset_T + self._scale_T * logits_NT, chances)
+        return chances
+
+    def _vector(self, side: str, bag: Bag) -> NDArray[np.float32]:
+        table_RD = self._table_VD.numpy()[bag.rows]
+        vector: NDArray[np.float32] = bag.weights @ table_RD + bag.numbers @ self._numbers[side]
+        return vector
+
+    def _kinds_of(self, keys: Sequence[tuple[str, float | None]]) -> NDArray[np.float32]:
+        known, kinds_CH = self._kinds
+        if any(key not in known for key in keys):
+            with self._lock:
+                known, kinds_CH = self._kinds if len(self._kinds[0]) < KINDS else ({}, self._kinds[1][:0])
+                new = [key for key in dict.fromkeys(keys) if key not in known]
+                bags = [self.encoder.act(Act("", kind, 0, value)) for kind, value in new]
+                lines = [self._vector("kind", bag) @ self._act_kind + self._act_bias for bag in bags]
+                known = {**known, **{key: len(known) + place for place, key in enumerate(new)}}
+                kinds_CH = np.concatenate([kinds_CH, *(line[None] for line in lines)])
+                self._kinds = known, kinds_CH
+        found: NDArray[np.float32] = kinds_CH[[known[key] for key in keys]]
+        return found
+
+
+def _grown(tensor: Tensor, size: int) -> Tensor:
+    new = tensor.new_zeros(size, tensor.shape[1])
+    new[: len(tensor)] = tensor
+    return new

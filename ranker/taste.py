@@ -1,0 +1,92 @@
+"""A user's taste as a Gaussian over base rewards, and its amortised encoder (VPL, Poddar et al. 2024).
+
+The prior is counted once and each source of evidence adds a factor: a precision and an information vector
+(precision times mean). So sources fuse by addition, in any order, and more evidence never widens the Gaussian.
+Axes: S slates (users at a time), A acts, K base rewards.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Factor(NamedTuple):
+    """What one source says: precision, (K,) where it is diagonal or (K, K), and information (K,) = precision . mean."""
+
+    precision: NDArray[np.float32]
+    information: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Taste:
+    """The posterior over what the user wants of each base reward.
+
+    Attributes:
+        mean_K: what z stands for at serving.
+        precision_K: (K,) where diagonal, (K, K) once a source says more than one axis at a time.
+        sources: how many pieces of evidence each source held, {"history": 12}.
+    """
+
+    mean_K: NDArray[np.float32]
+    precision_K: NDArray[np.float32]
+    sources: Mapping[str, int] = field(default_factory=dict)
+
+
+def fuse(prior: Factor, factors: Sequence[Factor] = (), sources: Mapping[str, int] | None = None) -> Taste:
+    """The posterior: precisions add, informations add, mean = precision^-1 . information.
+
+    Example:
+        >>> one = np.ones(2, np.float32)
+        >>> fuse(Factor(one, 0 * one), [Factor(3 * one, 4 * one)]).mean_K.tolist()
+        [1.0, 1.0]
+    """
+    parts = [prior, *factors]
+    information = np.sum([part.information for part in parts], axis=0, dtype=np.float32)
+    if all(part.precision.ndim == 1 for part in parts):
+        precision = np.sum([part.precision for part in parts], axis=0, dtype=np.float32)
+        mean = information / precision
+    else:
+        full = [np.diag(part.precision) if part.precision.ndim == 1 else part.precision for part in parts]
+        precision = np.sum(full, axis=0, dtype=np.float32)
+        mean = np.linalg.solve(precision, information)
+    return Taste(mean_K=mean, precision_K=precision, sources=dict(sources or {}))
+
+
+class History(nn.Module):
+    """The behaviour factor: each act adds a precision >= 0 and an information, both read off one hidden layer.
+
+    Order does not enter except through the age of an act, which is one of its inputs; an empty history gives the
+    learned prior exactly.
+
+    Source: VPL's set encoder with a product of experts in place of attention and mean pooling, so that evidence
+    accumulates. The variational objective belongs to the learner.
+    """
+
+    def __init__(self, hidden: int, dimensions: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.out = nn.Parameter(torch.randn(2 * dimensions, hidden, generator=generator) / math.sqrt(hidden))
+        self.out_bias = nn.Parameter(torch.cat([torch.full((dimensions,), -2.0), torch.zeros(dimensions)]))
+        self.prior_mean_K = nn.Parameter(torch.zeros(dimensions))
+        self.prior_log_precision_K = nn.Parameter(torch.zeros(dimensions))
+
+    def prior(self) -> tuple[Tensor, Tensor]:
+        """Precision (K,) and mean (K,) of the population."""
+        return self.prior_log_precision_K.exp(), self.prior_mean_K
+
+    def forward(self, hidden_AH: Tensor, slate_A: Tensor, slates: int) -> tuple[Tensor, Tensor]:
+        """Posterior mean and precision, (S, K) each, from the acts' hidden layer and the slate each belongs to."""
+        precision_AK, mean_AK = functional.linear(hidden_AH, self.out, self.out_bias).chunk(2, 1)
+        precision_AK = functional.softplus(precision_AK)
+        factor_A2K = torch.cat([precision_AK, precision_AK * mean_AK], 1)
+        factor_S2K = factor_A2K.new_zeros(slates, factor_A2K.shape[1]).index_add(0, slate_A, factor_A2K)
+        precision_SK, information_SK = factor_S2K.chunk(2, 1)
+        prior_K, mean_K = self.prior()
+        precision_SK = precision_SK + prior_K
+        return (information_SK + prior_K * mean_K) / precision_SK, precision_SK
