@@ -118,7 +118,7 @@ def miscalibration(target_C: Floats, shown_C: Floats, smoothing: float = 0.01) -
         >>> miscalibration(np.array([0.5, 0.5]), np.array([0.5, 0.5]))
         0.0
         >>> round(miscalibration(np.array([0.5, 0.5]), np.array([1.0, 0.0])), 3)
-        1.966
+        1.959
     """
     wanted = target_C > 0
     p_C = np.asarray(target_C, np.float64)[wanted]

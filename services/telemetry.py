@@ -1,0 +1,336 @@
+"""The only door to prometheus_client: what each process counts, and the loopback port where it shows it.
+
+Names are `plurank_<noun>_<unit>[_total]`; labels come from small closed sets (objective, group, stage, arm, route),
+the version is an info gauge. Group sums are shown as `ranker/fairness.py` published them, never before. Every process
+serves its own registry on 127.0.0.1 to whoever brings the metrics token and registers the port in the store;
+Prometheus scrapes all of them, and `merge_text` puts them on one page for people.
+"""
+
+import hmac
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar, final
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from ranker.errors import DataError
+from ranker.fairness import Row
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+#: a reader that is slower than this is cut off, so that it cannot keep a thread
+PATIENCE_S = 10.0
+
+
+class Telemetry:
+    """The registry of one process; its roles below say what is counted.
+
+    Args:
+        role: what the process is.
+        process: its own name, one among equal roles ("api-1"); the role unless given.
+    """
+
+    role: ClassVar[str]
+
+    def __init__(self, process: str | None = None) -> None:
+        self.process = process or self.role
+        self.registry = CollectorRegistry(auto_describe=True)
+        self._server: _Server | None = None
+        self._info = self._gauge("plurank_version_info", "The model version in use: 1", "version")
+
+    def using(self, version: str) -> None:
+        """Say which version this process works with now."""
+        self._info.clear()
+        self._info.labels(version).set(1)
+
+    def text(self) -> str:
+        """Everything counted so far, in Prometheus' text format."""
+        return generate_latest(_Plain(self.registry)).decode()
+
+    def serve(self, token: str) -> int:
+        """Show the registry at http://127.0.0.1:PORT/metrics to bearers of the token; returns the port."""
+        self.close()
+        self._server = _Server(self, token)
+        threading.Thread(target=self._server.serve_forever, name="telemetry", daemon=True).start()
+        return int(self._server.server_address[1])
+
+    def close(self) -> None:
+        """Stop serving; the counts stay."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
+        return Histogram(name, text, labels, registry=self.registry, buckets=SECONDS)
+
+
+@final
+class ApiTelemetry(Telemetry):
+    """A replica that answers requests.
+
+    Args:
+        routes: the route templates; any other route counts as `other`.
+    """
+
+    role = "api"
+
+    def __init__(self, routes: Iterable[str], process: str | None = None) -> None:
+        super().__init__(process)
+        self._routes = frozenset(routes)
+        self._requests = self._counter("plurank_requests_total", "Requests answered", "route", "status")
+        self._seconds = self._histogram("plurank_request_seconds", "Time to the answer", "route")
+        self._stages = self._histogram("plurank_stage_seconds", "Time in each stage of a slate", "stage")
+        self._degraded = self._counter("plurank_degraded_answers_total", "Answers with less than asked for", "reason")
+        self._events = self._counter("plurank_feedback_events_total", "Events sent in", "outcome")
+        self._swaps = self._counter("plurank_version_swaps_total", "Versions taken into service")
+
+    def request_served(self, route: str, status: int, seconds: float) -> None:
+        """Count one answered request."""
+        route = route if route in self._routes else "other"
+        self._requests.labels(route, str(status)).inc()
+        self._seconds.labels(route).observe(seconds)
+
+    def slate_made(self, timings_ms: Mapping[str, float]) -> None:
+        """Count the stages of one Slate."""
+        for stage, spent in timings_ms.items():
+            self._stages.labels(stage).observe(spent / 1000)
+
+    def degraded(self, reason: str) -> None:
+        """Count an answer that is degraded; reasons are the service's own few words."""
+        self._degraded.labels(reason).inc()
+
+    def feedback_taken(self, accepted: int, rejected: int) -> None:
+        """Count the events of one feedback body."""
+        self._events.labels("accepted").inc(accepted)
+        self._events.labels("rejected").inc(rejected)
+
+    def using(self, version: str) -> None:
+        """Say which version this replica serves now, and count the swap."""
+        super().using(version)
+        self._swaps.inc()
+
+
+@final
+class TrainerTelemetry(Telemetry):
+    """The learner's loop."""
+
+    role = "trainer"
+
+    def __init__(self, process: str | None = None) -> None:
+        super().__init__(process)
+        self._events = self._counter("plurank_learned_events_total", "Events read by the learner")
+        self._rows = self._counter("plurank_learned_rows_total", "Labelled rows learned")
+        self._skipped = self._counter("plurank_nonfinite_steps_total", "Steps refused for a non-finite loss")
+        self._published = self._counter("plurank_candidate_versions_total", "Candidate versions judged", "decision")
+        self._lag = self._gauge("plurank_log_lag_records", "Records not read yet")
+        self._loss = self._gauge("plurank_training_loss_nats", "Loss of the latest steps", "objective")
+        self._auc = self._gauge("plurank_progressive_auc_ratio", "AUC of scores given before learning", "objective")
+        self._norm = self._gauge("plurank_gradient_norm", "Norm of the latest gradient")
+
+    def learned(
+        self,
+        *,
+        events: int = 0,
+        rows: int = 0,
+        nonfinite: int = 0,
+        lag: int | None = None,
+        loss: Mapping[str, float] | None = None,
+        auc: Mapping[str, float] | None = None,
+        gradient_norm: float | None = None,
+    ) -> None:
+        """Count one step: what is new since the last call, and where the loop stands now."""
+        self._events.inc(events)
+        self._rows.inc(rows)
+        self._skipped.inc(nonfinite)
+        if lag is not None:
+            self._lag.set(lag)
+        if gradient_norm is not None:
+            self._norm.set(gradient_norm)
+        for gauge, values in ((self._loss, loss), (self._auc, auc)):
+            for objective, value in (values or {}).items():
+                gauge.labels(objective).set(value)
+
+    def judged(self, decision: str) -> None:
+        """Count a candidate by its Verdict's decision."""
+        self._published.labels(decision).inc()
+
+
+@final
+class ProfilesTelemetry(Telemetry):
+    """The loop that folds events into the store."""
+
+    role = "profiles"
+
+    def __init__(self, process: str | None = None) -> None:
+        super().__init__(process)
+        self._events = self._counter("plurank_folded_events_total", "Events folded into evidence and catalogue")
+        self._dead = self._counter("plurank_dead_letters_total", "Records that are no events")
+        self._lag = self._gauge("plurank_log_lag_records", "Records not read yet")
+        self._delay = self._histogram("plurank_evidence_delay_seconds", "Log to evidence, oldest of each batch")
+
+    def folded(self, *, events: int, dead: int = 0, lag: int | None = None, delay_s: float | None = None) -> None:
+        """Count one batch."""
+        self._events.inc(events)
+        self._dead.inc(dead)
+        if lag is not None:
+            self._lag.set(lag)
+        if delay_s is not None:
+            self._delay.observe(delay_s)
+
+
+@final
+class MonitorTelemetry(Telemetry):
+    """The loop that keeps the group sums. Its counters are the published sums, so a restart does not reset them."""
+
+    role = "monitor"
+
+    def __init__(self, process: str | None = None) -> None:
+        super().__init__(process)
+        self._events = self._counter("plurank_monitored_events_total", "Events read by the monitor")
+        self._lag = self._gauge("plurank_log_lag_records", "Records not read yet")
+        self._withheld = self._gauge("plurank_withheld_slates", "Slates that wait for more people of their groups")
+        self._groups = _Groups()
+        self.registry.register(self._groups)
+
+    def monitored(self, rows: Sequence[Row], *, events: int = 0, lag: int | None = None, withheld: int = 0) -> None:
+        """Show these published rows from now on, and count the events read since the last call."""
+        self._groups.rows = tuple(rows)
+        self._events.inc(events)
+        self._withheld.set(withheld)
+        if lag is not None:
+            self._lag.set(lag)
+
+
+class _Groups:
+    """Collector of the published group sums: {arm, field, group}, most of them by objective."""
+
+    BY_GROUP: ClassVar = {
+        "slates": ("plurank_group_slates", "Closed slates"),
+        "profiled": ("plurank_group_profiled_slates", "Slates of users with an interest profile"),
+        "miscalibration_sum": ("plurank_group_miscalibration_nats", "C_KL summed over the profiled slates"),
+    }
+    BY_OBJECTIVE: ClassVar = {
+        "impressions": ("plurank_group_impressions", "Shown items whose label is known"),
+        "outcomes": ("plurank_group_outcomes", "Sum of their labels"),
+        "scored": ("plurank_group_scored_impressions", "Impressions whose probability was logged"),
+        "predicted": ("plurank_group_predicted_outcomes", "Sum of the logged probabilities"),
+        "ranked": ("plurank_group_ranked_slates", "Slates with a positive outcome"),
+        "ndcg_sum": ("plurank_group_ndcg_ratio", "NDCG@10 summed over the ranked slates"),
+    }
+
+    def __init__(self) -> None:
+        self.rows: tuple[Row, ...] = ()
+
+    def collect(self) -> Iterator[Metric]:
+        rows = self.rows
+        for attribute, (name, text) in self.BY_OBJECTIVE.items():
+            family = CounterMetricFamily(name, text, labels=["arm", "field", "group", "objective"])
+            for row in rows:
+                family.add_metric([row.arm, row.field, row.group, row.objective], getattr(row, attribute))
+            yield family
+        first = {(row.arm, row.field, row.group): row for row in reversed(rows)}
+        for attribute, (name, text) in self.BY_GROUP.items():
+            family = CounterMetricFamily(name, text, labels=["arm", "field", "group"])
+            for label, row in sorted(first.items()):
+                family.add_metric(list(label), getattr(row, attribute))
+            yield family
+
+    def describe(self) -> list[Metric]:
+        return []
+
+
+class _Plain:
+    """A registry without the creation times, which double the series and tell nothing here."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for family in self._registry.collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, telemetry: Telemetry, token: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.telemetry, self.expected = telemetry, b"Bearer " + token.encode()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A scraper that hangs up is no event."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    timeout = PATIENCE_S
+    server_version, sys_version = "plurank", ""
+    server: _Server
+
+    def do_GET(self) -> None:
+        given = (self.headers.get("Authorization") or "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(given, self.server.expected):
+            self._answer(401, b"send Authorization: Bearer with the metrics token\n", "text/plain; charset=utf-8")
+        elif self.path.split("?")[0] != "/metrics":
+            self._answer(404, b"the metrics are at /metrics\n", "text/plain; charset=utf-8")
+        else:
+            self._answer(200, self.server.telemetry.text().encode(), CONTENT_TYPE)
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        if status == 401:
+            self.send_header("WWW-Authenticate", "Bearer")
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Scrapes are not worth a line."""
+
+
+def merge_text(texts: Mapping[str, str]) -> str:
+    """One page of the processes' pages, every series with the label `process`.
+
+    Args:
+        texts: text format by process name.
+
+    Raises:
+        DataError: a page is not in the text format.
+
+    Example:
+        >>> page = "# HELP plurank_x_total X\\n# TYPE plurank_x_total counter\\nplurank_x_total 1.0\\n"
+        >>> print(merge_text({"api-0": page, "api-1": page}), end="")
+        # HELP plurank_x_total X
+        # TYPE plurank_x_total counter
+        plurank_x_total{process="api-0"} 1.0
+        plurank_x_total{process="api-1"} 1.0
+    """
+    families: dict[str, Metric] = {}
+    for process, text in texts.items():
+        try:
+            for family in text_string_to_metric_families(text):
+                merged = families.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                merged.samples += [s._replace(labels={**s.labels, "process": process}) for s in family.samples]
+        except ValueError as error:
+            raise DataError(f"metrics of {process}", str(error), "it is not in Prometheus' text format") from None
+    return generate_latest(_Merged(families)).decode()
+
+
+class _Merged:
+    def __init__(self, families: Mapping[str, Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Metric]:
+        return iter(self._families[name] for name in sorted(self._families))
