@@ -3,17 +3,19 @@
 `Model` is the training form, `Inference` the fast form of the same weights for one user and N items. Both read
 
     phi, b  = item tower               z = taste              r = b + z . phi
-    x       = [phi, z, z * phi, r, item, user, request, age]
-    logits  = MMoE(relu(first(x))) + wide(item)               (+ tower, biased objectives, training only)
+    x       = [phi, z, z * phi, r, item, user, request, row]
+    logits  = MMoE(relu(first(x))) + wide(item) + direct(row) (+ tower, biased objectives, training only)
 
-Axes: V table rows, D features, K taste, S shared inputs of the experts, T objectives; I items of a batch, R shown
-rows, U slates, A acts; N candidates.
+where `row` says of a shown item: its age, whether the user acted on it before, and its decayed counts.
+
+Axes: V table rows, D features, K taste, S shared inputs of the experts, T objectives, F inputs of a row; I items of a batch,
+R shown rows, U slates, A acts; N candidates.
 """
 
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -26,12 +28,13 @@ from torch.nn import functional
 from ranker.bias import BiasTower
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config
+from ranker.counters import COUNTS, Counters
 from ranker.errors import RegistryError
 from ranker.events import Value
 from ranker.evidence import Act, Evidence
-from ranker.features import ACTS, AGES, Bag, Batch, Encoder, Flat, act_inputs, ages, lay_out, means_of
+from ranker.features import ACTS, AGES, Bag, Batch, Encoder, Flat, act_inputs, ages, kinds_of, lay_out, means_of
 from ranker.index import Index
-from ranker.mmoe import MMoE, normalised
+from ranker.mmoe import MMoE, mixed
 from ranker.taste import Factor, History, Taste, fuse
 
 #: below this many items the item side of the first layer is kept; above, memory matters more than the product
@@ -100,7 +103,9 @@ class Model(nn.Module):
         self.act_inputs = dense(sizes.encoder, ACTS)
         self.act_bias = nn.Parameter(torch.zeros(sizes.encoder))
         self.history = History(sizes.encoder, sizes.K, generator)
-        self.first = dense(sizes.S, sum(parts(sizes.K, sizes.D)), math.sqrt(2))
+        self.counters = Counters(sizes.V // 2, objectives)
+        self.first = dense(sizes.S, sum(parts(sizes.K, sizes.D, objectives)), math.sqrt(2))
+        self.direct_TF = nn.Parameter(torch.zeros(objectives, row_inputs(objectives)))
         self.first_bias = nn.Parameter(torch.zeros(sizes.S))
         self.experts = MMoE(sizes.S, sizes.E, sizes.H, objectives, generator)
         self.tower = BiasTower([objective.biased for objective in config.objectives])
@@ -120,17 +125,18 @@ class Model(nn.Module):
             self.table_VD.detach()[touched_V].requires_grad_(), self.wide_VT.detach()[touched_V].requires_grad_()
         )
 
-    def forward(self, batch: Batch, rows: Rows | None = None) -> Output:
+    def forward(self, batch: Batch, rows: Rows | None = None, counts_RF: Tensor | None = None) -> Output:
         """Logits, tower, utilities and tastes.
 
         Args:
             rows: from `gather`; without it gradients flow into the whole tables.
+            counts_RF: what the counters said when the rows were shown; without it, what they say now.
         """
         table_VD, wide_VT = rows or (self.table_VD[batch.touched_V], self.wide_VT[batch.touched_V])
         embedded = functional.embedding_bag(
             batch.bag_rows, table_VD, batch.bag_starts, mode="sum", per_sample_weights=batch.bag_weights
         )
-        item_ID, user_UD, request_UD, kind_CD = embedded.split([batch.items, batch.slates, batch.slates, batch.kinds])
+        item_ID, user_UD, request_UD, kind_CD = embedded.split_with_sizes([batch.items, batch.slates, batch.slates, batch.kinds])
         item_ID = item_ID + batch.item_numbers @ self.item_numbers.T
         user_UD = user_UD + batch.user_numbers @ self.user_numbers.T
         request_UD = request_UD + batch.request_numbers @ self.request_numbers.T
@@ -145,18 +151,21 @@ class Model(nn.Module):
         ).relu()
         mean_UK, precision_UK = self.history(hidden_AH, batch.act_slate_A, batch.slates)
 
-        to_phi, to_z, to_zphi, to_r, to_item, to_user, to_request, to_age = self.first.split(
-            parts(self.sizes.K, self.sizes.D), 1
+        to_phi, to_z, to_zphi, to_r, to_item, to_user, to_request, to_row = self.first.split_with_sizes(
+            parts(self.sizes.K, self.sizes.D, len(self.direct_TF)), 1
         )
         first_IS = phi_IK @ to_phi.T + item_ID @ to_item.T
         first_US = mean_UK @ to_z.T + user_UD @ to_user.T + request_UD @ to_request.T + self.first_bias
         row_item_R, row_slate_R = batch.row_item_R, batch.row_slate_R
         zphi_RK = mean_UK[row_slate_R] * phi_IK[row_item_R]
         utility_R = zphi_RK.sum(1) + intercept_I[row_item_R]
+        if counts_RF is None:
+            counts_RF = self.counters(keys_of(batch)[row_item_R], batch.times_U[row_slate_R])
+        row_RF = torch.cat([batch.row_ages, batch.acted_R[:, None], counts_RF], 1)
         shared_RS = (
             first_IS[row_item_R]
             + first_US[row_slate_R]
-            + torch.cat([zphi_RK, utility_R[:, None], batch.row_ages], 1) @ torch.cat([to_zphi, to_r, to_age], 1).T
+            + torch.cat([zphi_RK, utility_R[:, None], row_RF], 1) @ torch.cat([to_zphi, to_r, to_row], 1).T
         ).relu()
         ends = int(batch.bag_starts[batch.items]) if batch.items < len(batch.bag_starts) else len(batch.bag_rows)
         wide_IT = functional.embedding_bag(
@@ -167,7 +176,7 @@ class Model(nn.Module):
             per_sample_weights=batch.bag_weights[:ends],
         )
         draws = self.generator if self.training else None
-        logits_RT = self.experts(shared_RS, draws) + wide_IT[row_item_R]
+        logits_RT = self.experts(shared_RS, draws) + wide_IT[row_item_R] + row_RF @ self.direct_TF.T
         if self.training:
             self._note(logits_RT.detach())
         return Output(
@@ -185,9 +194,20 @@ class Model(nn.Module):
             self.get_buffer("typical_T").lerp_(logits_RT.mean(0), 0.01)
 
 
-def parts(K: int, D: int) -> list[int]:
-    """Widths of x = [phi, z, z * phi, r, item, user, request, age]."""
-    return [K, K, K, 1, D, D, D, AGES]
+def row_inputs(objectives: int) -> int:
+    """F: the width of [age, acted, counts]."""
+    return AGES + 1 + COUNTS * objectives
+
+
+def parts(K: int, D: int, objectives: int) -> list[int]:
+    """Widths of x = [phi, z, z * phi, r, item, user, request, row]."""
+    return [K, K, K, 1, D, D, D, row_inputs(objectives)]
+
+
+def keys_of(batch: Batch) -> Tensor:
+    """The two id rows of each item of the batch, (I, 2): the first two of its bag."""
+    starts_I = batch.bag_starts[: batch.items, None]
+    return batch.touched_V[batch.bag_rows[starts_I + torch.arange(2)]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -213,6 +233,7 @@ class _Side:
     kept_NX: Tensor
     act_NH: Tensor
     born_N: NDArray[np.int64]
+    keys_N2: Tensor
     wide: bool
     index: Index
 
@@ -248,7 +269,10 @@ class Inference:
             if name not in weights or weights[name].shape != tensor.shape:
                 found = tuple(weights[name].shape) if name in weights else None
                 raise RegistryError(f"weights[{name}]", found, f"this configuration needs shape {tuple(tensor.shape)}")
-        w = {name: weights[name].detach().float().contiguous() for name in wanted}
+        w = {
+            name: (found.float() if (found := weights[name].detach()).is_floating_point() else found).contiguous()
+            for name in wanted
+        }
         self._table_VD, self._wide_VT = w["table_VD"], w["wide_VT"]
         self._numbers = {side: w[f"{side}_numbers"].T.numpy() for side in ("item", "user", "request", "kind")}
         self._phi, self._phi_bias = w["phi"], w["phi_bias"]
@@ -257,14 +281,21 @@ class Inference:
         self._out, self._out_bias = w["history.out"].T.numpy(), w["history.out_bias"].numpy()
         prior_K = np.exp(w["history.prior_log_precision_K"].numpy())
         self._prior = Factor(prior_K, prior_K * w["history.prior_mean_K"].numpy())
-        self._to_phi, to_z, self._to_zphi, self._to_r, self._to_item, to_user, to_request, to_age = (
-            part.T.contiguous() for part in w["first"].split(parts(sizes.K, sizes.D), 1)
+        objectives = len(config.objectives)
+        self._to_phi, to_z, self._to_zphi, self._to_r, self._to_item, to_user, to_request, to_row = (
+            part.T.contiguous() for part in w["first"].split_with_sizes(parts(sizes.K, sizes.D, objectives), 1)
         )
         self._to_user = torch.cat([to_z, to_user, to_request]).numpy()
         self._first_bias = w["first_bias"].numpy()
-        # last K + AGES + 1 lines of the request's product: z * phi and r, age, and 1 for the user side
-        self._request_XS = torch.cat([torch.zeros(sizes.K, sizes.S), to_age, torch.zeros(1, sizes.S)])
-        self._experts, self._experts_bias = w["experts.weight"], w["experts.bias"]
+        # the request's product, K + F + 1 lines: z * phi and r, row, and 1 for the user side
+        self._request_XS = torch.cat([torch.zeros(sizes.K, sizes.S), to_row, torch.zeros(1, sizes.S)])
+        self._direct_FT = w["direct_TF"].T.contiguous()
+        self._counters = Counters(sizes.V // 2, objectives)
+        counted = {name.removeprefix("counters."): w[name] for name in w if name.startswith("counters.")}
+        self._counters.load_state_dict(counted, assign=True)
+        width, kind = sizes.E * sizes.H, torch.float32
+        self._experts_SX, self._gates_SX = (part.T.contiguous() for part in w["experts.weight"].tensor_split([width]))
+        self._experts_bias, self._gates_bias = w["experts.bias"].tensor_split([width])
         self._heads_HT, self._heads_T = w["experts.heads_TH"].T.contiguous(), w["experts.heads_T"]
         self._tower = BiasTower([objective.biased for objective in config.objectives])
         self._tower.load_state_dict({"place_PT": w["tower.place_PT"], "cross_RT": w["tower.cross_RT"]})
@@ -294,7 +325,7 @@ class Inference:
         rows = np.array([*changed, *range(len(seen), len(items))], np.int64)
         if len(rows) == 0 and catalogue is self._catalogue:
             return
-        kept_NX, act_NH, born_N = side.kept_NX, side.act_NH, side.born_N
+        kept_NX, act_NH, born_N, keys_N2 = side.kept_NX, side.act_NH, side.born_N, side.keys_N2
         # rows beyond what readers know may be written in place; rows they know may not
         if len(items) > len(born_N) or changed:
             size = max(64, len(born_N))
@@ -302,21 +333,29 @@ class Inference:
                 size *= 2
             kept_NX, act_NH = _grown(kept_NX, size), _grown(act_NH, size)
             born_N = np.concatenate([born_N, np.zeros(size - len(born_N), np.int64)])
+            keys_N2 = _grown(keys_N2, size)
         for few in np.array_split(rows, max(1, len(rows) // 16_384)):
-            kept, act = self._embed(self.encoder.items(catalogue, few), wide)
-            kept_NX[few], act_NH[few] = kept, act
+            bags = self.encoder.items(catalogue, few)
+            kept_NX[few], act_NH[few] = self._embed(bags, wide)
+            keys_N2[few] = _keys(bags)
             born_N[few] = [items[row].first_seen for row in few.tolist()]
         places = slice(kept_NX.shape[1] - self._tail, kept_NX.shape[1] - len(self.config.objectives))
         index = Index(kept_NX[: len(items), places].numpy())
-        self._side = _Side(items, kept_NX, act_NH, born_N, wide, index)
+        self._side = _Side(items, kept_NX, act_NH, born_N, keys_N2, wide, index)
         self._catalogue = catalogue
+
+    @property
+    def attached(self) -> int:
+        """Catalogue rows that can be scored: those below this number."""
+        return len(self._side.seen)
 
     def taste(self, evidence: Evidence, now: int) -> Taste:
         """The taste that this evidence supports; the learned prior where there is none.
 
         Units: now in ms.
         """
-        return fuse(self._prior, *self.factors(evidence, now))
+        acted = frozenset(act.item for act in evidence.history[-self.sizes.acts :])
+        return replace(fuse(self._prior, *self.factors(evidence, now)), acted=acted)
 
     @torch.inference_mode()
     def factors(self, evidence: Evidence, now: int) -> tuple[list[Factor], dict[str, int]]:
@@ -339,7 +378,7 @@ class Inference:
             if hidden_AH is None:
                 hidden_AH = np.empty((len(acts), self.sizes.encoder), np.float32)
             hidden_AH[~known] = self._embed(lay_out(strangers), side.wide)[1].numpy()
-        hidden_AH += self._kinds_of([(act.type, act.value) for act in acts])
+        hidden_AH += self._kinds_of(kinds_of(acts))
         hidden_AH += act_inputs(acts, means_of(evidence, acts), now) @ self._act_inputs
         factor_A2K = np.maximum(hidden_AH, 0) @ self._out + self._out_bias
         precision_AK = np.logaddexp(factor_A2K[:, : self.sizes.K], 0)
@@ -365,13 +404,16 @@ class Inference:
         side = self._side
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(side.seen):
             raise IndexError(f"rows reach from {rows.min()} to {rows.max()}, {len(side.seen)} items are attached")
-        kept_NX, born_N = side.kept_NX.index_select(0, torch.from_numpy(rows)), side.born_N[rows]
+        places_N = torch.from_numpy(rows)
+        kept_NX, keys_N2 = side.kept_NX.index_select(0, places_N), side.keys_N2.index_select(0, places_N)
+        born_N, acted_N = side.born_N[rows], self._acted(taste, rows, extra)
         if extra:
-            more, _ = self._embed(lay_out([self.encoder.item(item) for item in extra]), side.wide)
-            kept_NX = torch.cat([kept_NX, more])
+            bags = lay_out([self.encoder.item(item) for item in extra])
+            kept_NX = torch.cat([kept_NX, self._embed(bags, side.wide)[0]])
+            keys_N2 = torch.cat([keys_N2, _keys(bags)])
             born_N = np.concatenate([born_N, np.array([item.first_seen for item in extra], np.int64)])
         tail, objectives = self._tail, len(self.config.objectives)
-        side_NX, phi_NK, intercept_N1, wide_NT = kept_NX.split(
+        side_NX, phi_NK, intercept_N1, wide_NT = kept_NX.split_with_sizes(
             [kept_NX.shape[1] - tail, self.sizes.K, 1, objectives], 1
         )
         first_NS = side_NX if side.wide else self._first(side_NX, kept_NX[:, -tail:-objectives])
@@ -381,12 +423,12 @@ class Inference:
         parts_of_user = [taste.mean_K, self._vector("user", self.encoder.user(user))]
         parts_of_user.append(self._vector("request", self.encoder.request(request)))
         request_XS[-1] = torch.from_numpy(np.concatenate(parts_of_user) @ self._to_user + self._first_bias)
-        input_NX = torch.empty(len(kept_NX), self.sizes.K + AGES + 1)
-        input_NX[:, : self.sizes.K] = phi_NK
-        input_NX[:, self.sizes.K : -1] = torch.from_numpy(ages(now, born_N))
-        input_NX[:, -1] = 1
+        row_NF = torch.cat(
+            [torch.from_numpy(ages(now, born_N)), acted_N[:, None], self._counters(keys_N2, torch.tensor([now]))], 1
+        )
+        input_NX = torch.cat([phi_NK, row_NF, torch.ones(len(row_NF), 1)], 1)
         shared_NS = torch.addmm(first_NS, input_NX, request_XS).relu_()
-        logits_NT = self._mix(shared_NS) + wide_NT
+        logits_NT = torch.addmm(self._mix(shared_NS) + wide_NT, row_NF, self._direct_FT)
         utility_N = torch.addmv(intercept_N1[:, 0], phi_NK, mean_K)
         found = logits_NT.numpy()
         return Scores(probabilities_NT=self._chances(found), logits_NT=found, utility_N=utility_N.numpy())
@@ -415,7 +457,15 @@ class Inference:
     def _empty(self, *, wide: bool) -> _Side:
         kept_NX = torch.zeros(0, (self.sizes.S if wide else self.sizes.D) + self._tail)
         act_NH, born_N = torch.zeros(0, self.sizes.encoder), np.zeros(0, np.int64)
-        return _Side([], kept_NX, act_NH, born_N, wide, Index(np.zeros((0, self.sizes.K + 1), np.float32)))
+        keys_N2 = torch.zeros(0, 2, dtype=torch.int64)
+        return _Side([], kept_NX, act_NH, born_N, keys_N2, wide, Index(np.zeros((0, self.sizes.K + 1), np.float32)))
+
+    def _acted(self, taste: Taste, rows: NDArray[np.int64], extra: Sequence[Item]) -> Tensor:
+        """1 for each candidate that the user acted on before."""
+        find = self._catalogue.rows.get if self._catalogue is not None else {}.get
+        known = np.array([find(item, -1) for item in taste.acted], np.int64)
+        acted_N = [np.isin(rows, known), np.array([item.id in taste.acted for item in extra], np.bool_)]
+        return torch.from_numpy(np.concatenate(acted_N).astype(np.float32))
 
     def _embed(self, bags: Flat, wide: bool) -> tuple[Tensor, Tensor]:
         rows, weights = torch.from_numpy(bags.rows), torch.from_numpy(bags.weights)
@@ -432,11 +482,10 @@ class Inference:
 
     def _mix(self, shared_NS: Tensor) -> Tensor:
         experts, objectives = self.sizes.E, len(self.config.objectives)
-        split = (experts * self.sizes.H, objectives * experts)
-        hidden, gates = functional.linear(shared_NS, self._experts, self._experts_bias).split(split, 1)
-        votes_NET = hidden.relu().view(-1, experts, self.sizes.H) @ self._heads_HT
-        shares_NTE = normalised(gates.view(-1, objectives, experts))
-        return (votes_NET * shares_NTE.transpose(1, 2)).sum(1) + self._heads_T
+        gates_NET = torch.addmm(self._gates_bias, shared_NS, self._gates_SX).view(-1, experts, objectives)
+        hidden_NX = torch.addmm(self._experts_bias, shared_NS.to(self._experts_SX.dtype), self._experts_SX).relu_()
+        votes_NT = hidden_NX.view(-1, self.sizes.H) @ self._heads_HT
+        return mixed(votes_NT.view(-1, experts, objectives).float(), gates_NET) + self._heads_T
 
     def _chances(self, logits_NT: NDArray[np.float32]) -> NDArray[np.float32]:
         chances: NDArray[np.float32] = expit(logits_NT)
@@ -462,6 +511,12 @@ class Inference:
                 self._kinds = known, kinds_CH
         found: NDArray[np.float32] = kinds_CH[[known[key] for key in keys]]
         return found
+
+
+def _keys(bags: Flat) -> Tensor:
+    """The two id rows of each item, (N, 2)."""
+    starts = np.cumsum(bags.lengths) - bags.lengths
+    return torch.from_numpy(bags.rows[starts[:, None] + np.arange(2)])
 
 
 def _grown(tensor: Tensor, size: int) -> Tensor:
