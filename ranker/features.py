@@ -32,6 +32,7 @@ WORDS = 256
 #: names kept in memory before the cache of row numbers starts anew
 CACHED = 1_000_000
 HOUR_MS = 3_600_000.0
+_EXACT = frozenset(range(-99, 100))
 #: hours over which the freshness of an item or an act fades, one input each, besides log hours
 FADES = np.array([1.0, 6.0, 24.0, 168.0], np.float32)
 AGES = 1 + len(FADES)
@@ -131,7 +132,8 @@ class Encoder:
 
     Example:
         >>> from ranker.config import parse
-        >>> config = parse({"objectives": [{"name": "click", "event": "click"}], "fields": {"item": {"tag": "category"}}})
+        >>> objectives = [{"name": "click", "event": "click"}]
+        >>> config = parse({"objectives": objectives, "fields": {"item": {"tag": "category"}}})
         >>> bag = Encoder(config).item(Item("i1", {"tag": "noir"}))
         >>> len(bag.rows), round(float(bag.weights[-1]), 2)
         (3, 1.0)
@@ -311,6 +313,20 @@ def act_inputs(acts: Sequence[Act], means: Sequence[float], now: NDArray[np.int6
     return np.column_stack([ages(now, times), over.astype(np.float32)])
 
 
+def kinds_of(acts: Iterable[Act]) -> list[tuple[str, float | None]]:
+    """Type and value of each act, the value to two digits so that there are few kinds.
+
+    Example:
+        >>> kinds_of([Act("i", "rate", 0, 4.0), Act("i", "dwell", 0, 123.4), Act("i", "click", 0)])
+        [('rate', 4.0), ('dwell', 120.0), ('click', None)]
+    """
+    return [
+        (act.type, value if value is None or value in _EXACT or not math.isfinite(value) else float(f"{value:.2g}"))
+        for act in acts
+        for value in (act.value,)
+    ]
+
+
 def means_of(evidence: Evidence, acts: Sequence[Act]) -> list[float]:
     """The user's mean value for the type of each act."""
     means = {kind: mean.total / mean.count for kind, mean in evidence.means.items() if mean.count}
@@ -322,7 +338,8 @@ class Batch:
     """The training tensors of some examples. Bags are laid out as items, users, requests, kinds of acts.
 
     Shapes: `bag_rows` index into `touched_V`; `*_numbers` have a line for each bag of their kind; `act_*_A` and
-    `row_*_R` hold the item, kind and slate of each act and each shown row.
+    `row_*_R` hold the item, kind and slate of each act and each shown row. `acted_R`: the user's acts include the item.
+    `times_U`: when each slate was shown, ms.
     """
 
     touched_V: Tensor
@@ -343,6 +360,8 @@ class Batch:
     row_item_R: Tensor
     row_slate_R: Tensor
     row_ages: Tensor
+    acted_R: Tensor
+    times_U: Tensor
     positions_R: Tensor
     devices: Tensor
     labels_RT: Tensor
@@ -374,7 +393,7 @@ def collate(examples: Sequence[Example], catalogue: Catalogue, encoder: Encoder)
     item_bags = _joined(encoder.items(catalogue, in_catalogue), [encoder.item(stranger) for stranger in strangers])
     row_item, act_item = index[: len(shown)], index[len(shown) :]
 
-    kind_of = np.array(encoder.kinds([(act.type, act.value) for act in acts]), np.int64)
+    kind_of = np.array(encoder.kinds(kinds_of(acts)), np.int64)
     kinds, act_kind = _unique(kind_of, int(kind_of.max(initial=-1)) + 1)
     means = list(
         chain.from_iterable(
@@ -411,11 +430,24 @@ def collate(examples: Sequence[Example], catalogue: Catalogue, encoder: Encoder)
         row_item_R=torch.from_numpy(row_item),
         row_slate_R=torch.from_numpy(row_slate),
         row_ages=torch.from_numpy(ages(times[row_slate], born[row_item])),
+        acted_R=torch.from_numpy(_acted(act_slate, act_item, row_slate, row_item, len(item_bags.lengths))),
+        times_U=torch.from_numpy(times),
         positions_R=torch.from_numpy(np.concatenate([e.positions for e in examples]).astype(np.int64)),
         devices=torch.from_numpy(devices.reshape(len(examples), len(encoder.context))),
         labels_RT=torch.from_numpy(np.concatenate([e.labels_NT for e in examples])),
         mask_RT=torch.from_numpy(np.concatenate([e.mask_NT for e in examples])),
     )
+
+
+def _acted(
+    act_slate: NDArray[np.int64],
+    act_item: NDArray[np.int64],
+    row_slate: NDArray[np.int64],
+    row_item: NDArray[np.int64],
+    items: int,
+) -> NDArray[np.float32]:
+    """1 for each shown row whose item is among the acts of its slate's user."""
+    return np.isin(row_slate * items + row_item, act_slate * items + act_item).astype(np.float32)
 
 
 def _place_strangers(

@@ -8,8 +8,8 @@
 
 where `row` says of a shown item: its age, whether the user acted on it before, and its decayed counts.
 
-Axes: V table rows, D features, K taste, S shared inputs of the experts, T objectives, F inputs of a row; I items of a batch,
-R shown rows, U slates, A acts; N candidates.
+Axes: V table rows, D features, K taste, S shared inputs of the experts, T objectives, F inputs of a row; I items of a
+batch, R shown rows, U slates, A acts; N candidates.
 """
 
 import math
@@ -136,7 +136,9 @@ class Model(nn.Module):
         embedded = functional.embedding_bag(
             batch.bag_rows, table_VD, batch.bag_starts, mode="sum", per_sample_weights=batch.bag_weights
         )
-        item_ID, user_UD, request_UD, kind_CD = embedded.split_with_sizes([batch.items, batch.slates, batch.slates, batch.kinds])
+        item_ID, user_UD, request_UD, kind_CD = embedded.split_with_sizes(
+            [batch.items, batch.slates, batch.slates, batch.kinds]
+        )
         item_ID = item_ID + batch.item_numbers @ self.item_numbers.T
         user_UD = user_UD + batch.user_numbers @ self.user_numbers.T
         request_UD = request_UD + batch.request_numbers @ self.request_numbers.T

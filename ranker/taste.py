@@ -32,11 +32,13 @@ class Taste:
         mean_K: what z stands for at serving.
         precision_K: (K,) where diagonal, (K, K) once a source says more than one axis at a time.
         sources: how many pieces of evidence each source held, {"history": 12}.
+        acted: the items of the acts it rests on.
     """
 
     mean_K: NDArray[np.float32]
     precision_K: NDArray[np.float32]
     sources: Mapping[str, int] = field(default_factory=dict)
+    acted: frozenset[str] = frozenset()
 
 
 def fuse(prior: Factor, factors: Sequence[Factor] = (), sources: Mapping[str, int] | None = None) -> Taste:

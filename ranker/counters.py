@@ -1,0 +1,103 @@
+"""How often each item was shown and how often that worked, decaying with event time (COEC, Zhang and Jones 2007).
+
+Gradients move an item by a step per impression; a count moves it at once. Clicks are set against expected clicks:
+an impression counts for as much as its position is worth, so position bias does not enter. The counts are buffers of
+the model, so a version ships them and serving reads what training read.
+
+Counting is by forward decay (Cormode et al. 2009): what happens at time t is stored scaled by 2^((t - landmark) /
+half-life), so that nothing has to be touched as time passes, and events out of order count as they should. Each
+item has two hashed rows and the smaller count is believed, as in a count-min sketch.
+
+Axes: V rows, L half-lives, T objectives, R rows of a batch, F inputs = 2 L T.
+"""
+
+import torch
+from torch import Tensor, nn
+
+#: seconds: what is hot now, and what the last hours say
+HALF_LIVES = (600.0, 4 * 3600.0)
+#: inputs per objective: a lift and an amount for each half-life
+COUNTS = 2 * len(HALF_LIVES)
+#: impressions at the population's rate that every item starts with
+PRIOR = 5.0
+#: an outcome this often is assumed before anything was seen
+BASE = 0.05
+#: half-lives after which the landmark moves, well inside the range of float32
+SPAN = 40.0
+
+
+class Counters(nn.Module):
+    """Decayed impressions and outcomes by item.
+
+    The outcome is the label of a binary objective; of a value objective, whether the value is above 0.
+
+    Example:
+        >>> counters = Counters(8, 1)
+        >>> keys_R2, now_R = torch.tensor([[0, 1], [2, 3]]), torch.tensor([0, 0])
+        >>> counters.count(keys_R2, now_R, torch.ones(2, 1), torch.tensor([[1.0], [0.0]]))
+        >>> lift_R = counters(keys_R2, now_R)[:, 0]
+        >>> bool(lift_R[0] > 0 > lift_R[1])
+        True
+    """
+
+    def __init__(self, rows: int, objectives: int, half_lives: tuple[float, ...] = HALF_LIVES) -> None:
+        super().__init__()
+        self.half_lives_L = torch.tensor(half_lives, dtype=torch.float64) * 1000
+        self.objectives = objectives
+        self.counts_VF: Tensor
+        self.totals_F: Tensor
+        self.landmark_L: Tensor
+        width = len(half_lives) * objectives
+        self.register_buffer("counts_VF", torch.zeros(rows, 2 * width))
+        self.register_buffer("totals_F", torch.zeros(2 * width))
+        self.register_buffer("landmark_L", torch.full((len(half_lives),), -1, dtype=torch.int64))
+
+    @property
+    def inputs(self) -> int:
+        """F: how many inputs a row has."""
+        return self.counts_VF.shape[1]
+
+    def forward(self, keys_R2: Tensor, now_R: Tensor) -> Tensor:
+        """The inputs of items at a time (R, F): log lift over the population's rate, then log impressions.
+
+        Units: ms; now_R may be (1,) for one time for all.
+        """
+        found_RF = torch.minimum(self.counts_VF[keys_R2[:, 0]], self.counts_VF[keys_R2[:, 1]])
+        shown, worked = (found_RF * self._fade(now_R, -1)).chunk(2, 1)
+        all_shown, all_worked = self.totals_F.chunk(2)
+        base = (all_worked + BASE) / (all_shown + 1)
+        lift = torch.log((worked / base + PRIOR) / (shown + PRIOR))
+        return torch.cat([lift, torch.log1p(shown) / 4], 1)
+
+    def count(self, keys_R2: Tensor, now_R: Tensor, shown_RT: Tensor, worked_RT: Tensor) -> None:
+        """Add impressions (as expected outcomes relative to an unbiased position) and outcomes, in place."""
+        if not len(now_R):
+            return
+        latest = int(now_R.max())
+        if int(self.landmark_L[0]) < 0:
+            self.landmark_L.fill_(latest)
+        self._move(latest)
+        added_RF = torch.cat([shown_RT, worked_RT], 1).float()
+        lives = len(self.half_lives_L)
+        added_RF = added_RF.view(-1, 2, 1, self.objectives).expand(-1, -1, lives, -1).reshape(len(now_R), -1)
+        added_RF = added_RF * self._fade(now_R, 1)
+        for keys_R in keys_R2.unbind(1):
+            self.counts_VF.index_add_(0, keys_R, added_RF)
+        self.totals_F += added_RF.sum(0)
+
+    def _fade(self, now_R: Tensor, sign: int) -> Tensor:
+        """2^(sign (now - landmark) / half-life), once for each input: (R, F)."""
+        spans_RL = (now_R[:, None] - self.landmark_L).double() / self.half_lives_L
+        fade_RL = torch.exp2(sign * spans_RL.clamp(-2 * SPAN, 2 * SPAN)).float()
+        return fade_RL.repeat_interleave(self.objectives, 1).repeat(1, 2)
+
+    def _move(self, latest: int) -> None:
+        """Bring the landmark of a half-life forward before its scale would leave the range of float32."""
+        late_L = (latest - self.landmark_L).double() / self.half_lives_L > SPAN
+        if bool(late_L.any()):
+            fade_F = self._fade(torch.tensor([latest]), -1)[0]
+            late_F = late_L.repeat_interleave(self.objectives).repeat(2)
+            fade_F = torch.where(late_F, fade_F, torch.ones_like(fade_F))
+            self.counts_VF *= fade_F
+            self.totals_F *= fade_F
+            self.landmark_L[late_L] = latest
