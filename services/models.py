@@ -1,0 +1,92 @@
+"""`plurank models`: the versions in the registry, and which one is served."""
+
+import getpass
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from ranker.errors import NotFound, RequestError
+from ranker.gate import Verdict
+from ranker.registry import Registry
+
+
+def models(root: Path, action: str, version: str | None, console: Console, *, force: bool = False) -> Any:
+    """One action on the registry under `root`; returns what `--json` prints.
+
+    Raises:
+        RegistryError: the version is missing or damaged, or may not be served.
+        RequestError: no version was named where one is needed.
+    """
+    if not root.exists():
+        raise NotFound("registry", str(root), "name one with --registry, or make one with `plurank train` or `up`")
+    registry = Registry(root)
+    if action == "list":
+        return _list(registry, console)
+    if action in ("show", "promote") and version is None:
+        raise RequestError("version", version, f"name one: plurank models {action} VERSION")
+    if action == "show":
+        return _show(registry, str(version), console)
+    who = f"{getpass.getuser()} (command line)"
+    if action == "promote":
+        pointer = registry.promote(str(version), _verdict(registry, str(version)), force=force, who=who)
+    elif action == "rollback":
+        pointer = registry.rollback(who=who, to=version)
+    else:
+        pointer = registry.release(who=who)
+    held = ", held until `plurank models release`" if pointer.held else ""
+    console.print(f"served now: {pointer.version} (generation {pointer.generation}{held})")
+    return msgspec.to_builtins(pointer)
+
+
+def _verdict(registry: Registry, version: str) -> Verdict:
+    """The last verdict recorded for the version; without one, a hold that only --force overrules."""
+    for decision in reversed(registry.decisions()):
+        if decision.version == version and decision.decision in ("pass", "hold", "refuse"):
+            return Verdict(decision=decision.decision, reasons=decision.reasons, measures=decision.measures)  # type: ignore[arg-type]
+    return Verdict(decision="hold", reasons=("no verdict was recorded; --force overrules",), measures={})
+
+
+def _list(registry: Registry, console: Console) -> Any:
+    pointer = registry.current()
+    table = Table("version", "made", "from", "state", "measures")
+    rows = []
+    for version in registry.versions():
+        manifest = registry.manifest(version)
+        state = []
+        if pointer is not None:
+            state += ["served"] * (version == pointer.version) + ["previous"] * (version == pointer.previous)
+            state += ["pinned"] * (version in pointer.pinned) + ["held"] * (pointer.held and version == pointer.version)
+        rows.append({"version": version, "created": manifest.created, "parent": manifest.parent, "state": state})
+        rows[-1]["metrics"] = manifest.metrics
+        table.add_row(
+            version, _when(manifest.created), manifest.parent or "", " ".join(state), _brief(manifest.metrics)
+        )
+    console.print(table)
+    return {"versions": rows, "pointer": msgspec.to_builtins(pointer)}
+
+
+def _show(registry: Registry, version: str, console: Console) -> Any:
+    loaded = registry.load(version)
+    found = msgspec.to_builtins(loaded.manifest)
+    found["decisions"] = [msgspec.to_builtins(d) for d in registry.decisions() if d.version == version]
+    console.print(f"{version}: sound; made {_when(loaded.manifest.created)} from {loaded.manifest.parent or 'nothing'}")
+    table = Table("tensor", "shape", "numbers")
+    for name, weight in loaded.weights.items():
+        table.add_row(name, "x".join(map(str, weight.shape)), f"{weight.numel():,}")
+    console.print(table)
+    for decision in found["decisions"]:
+        reasons = "; ".join(decision.get("reasons", ()))
+        console.print(f"{_when(decision['time'])} {decision['action']} by {decision['who']} {reasons}")
+    return found
+
+
+def _when(milliseconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(milliseconds / 1000))
+
+
+def _brief(metrics: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float))[:60]

@@ -1,0 +1,204 @@
+"""`plurank train`, `evaluate` and `replay`: event files in, versions, tables and a fuller log out."""
+
+import getpass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ranker import config as configuration
+from ranker import datasets, evaluation, heldout
+from ranker.config import Config
+from ranker.errors import DataError, EventError
+from ranker.events import Event
+from ranker.gate import Verdict
+from ranker.golden import CASES, ITEMS, Case, Golden
+from ranker.join import Joiner
+from ranker.learner import Learner
+from ranker.registry import Registry
+from services.settings import Settings
+
+MOVIELENS = "ml-100k"
+ROOT = Path(__file__).resolve().parent.parent
+Log = Callable[[], Iterable[Event]]
+
+
+class Rejected:
+    """Lines that are no events: counted, the first one kept, so that one bad line does not end a long run."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, ""
+
+    def __call__(self, path: Path, line: int, raw: bytes, error: EventError) -> None:
+        self.count += 1
+        self.first = self.first or f"{path.name}:{line}: {error}"
+
+    def say(self, console: Console) -> None:
+        """Tell about them, if there were any."""
+        if self.count:
+            console.print(f"[yellow]{self.count:,} lines were passed over, the first is {self.first}[/]")
+
+
+def open_log(names: Sequence[str], reject: datasets.Reject | None = None) -> Log:
+    """A function that opens the named log at its start: `ml-100k`, or event files.
+
+    Raises:
+        DataError: a file is missing, or ml-100k cannot be had.
+    """
+    if list(names) == [MOVIELENS]:
+        movielens = datasets.movielens()
+        return movielens.events
+    paths = [Path(name) for name in names]
+    for path in paths:
+        if not path.is_file():
+            raise DataError(str(path), "no such file", f"name event files (.jsonl, .jsonl.gz) or {MOVIELENS}")
+    return lambda: datasets.read(paths, reject=reject)
+
+
+def configuration_of(names: Sequence[str], path: Path | None, console: Console) -> Config:
+    """The named configuration, MovieLens's own, or the one the log implies, which is then printed."""
+    if path is not None:
+        return configuration.load(path)
+    if list(names) == [MOVIELENS]:
+        return configuration.load(ROOT / "deploy" / "movielens.toml")
+    found = datasets.infer([Path(name) for name in names], reject=lambda *_: None)
+    console.print(f"configuration, inferred from {names[0]} (pass --config to have another):")
+    console.print_json(msgspec.json.encode(found).decode())
+    return found
+
+
+def train(
+    names: Sequence[str],
+    path: Path | None,
+    registry: Path,
+    console: Console,
+    *,
+    epochs: int = 1,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Train on event files in their order and save a version; it is served at once where none was served before."""
+    rejected = Rejected()
+    log = open_log(names, rejected)
+    config = configuration_of(names, path, console)
+    if seed is not None:
+        config = msgspec.structs.replace(config, learning=msgspec.structs.replace(config.learning, seed=seed))
+    version, facts = first_version(config, log, Registry(registry), console, epochs=epochs, data=", ".join(names))
+    rejected.say(console)
+    return {"version": version, "registry": str(registry), "rejected": rejected.count, **facts}
+
+
+def first_version(
+    config: Config, log: Log, registry: Registry, console: Console, *, epochs: int, data: str, total: int | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Learn from a log, save the version, and promote it where nothing is served yet.
+
+    Returns:
+        The version and what the training was.
+    """
+    learner = Learner(config)
+    joiner = Joiner(config)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
+        seen = 0
+        for epoch in range(epochs):
+            task = progress.add_task(f"learning, pass {epoch + 1} of {epochs}", total=total or seen or None)
+            seen = 0
+
+            def counted(task: Any = task) -> Iterator[Event]:
+                nonlocal seen
+                for event in log():
+                    seen += 1
+                    if seen % 256 == 0:
+                        progress.update(task, completed=seen)
+                    yield event
+                progress.update(task, completed=seen, total=seen)
+
+            learner, joiner = heldout.fit(config, counted(), learner=learner, joiner=Joiner(config))
+    if not seen:
+        raise DataError(data, "no events", "name a log that holds events")
+    facts = {"data": data, "events": seen, "epochs": epochs, "items": len(joiner.catalogue)}
+    weights = learner.weights()
+    golden = Golden.record(config, weights, joiner.catalogue, _cases(joiner))
+    version = registry.save(weights, config, metrics={"training": facts}, golden=golden, parent=None)
+    if registry.current() is None:
+        registry.promote(version, Verdict("pass", ("nothing was served before",)), who=f"{getpass.getuser()} (train)")
+        console.print(f"saved and promoted {version}")
+    else:
+        console.print(f"saved {version}; `plurank models promote {version} --force` serves it")
+    return version, facts
+
+
+def _cases(joiner: Joiner) -> Iterator[Case]:
+    items = [item.id for item in islice(joiner.catalogue.items, ITEMS)]
+    for evidence in islice((e for e in joiner.evidence.values() if e.history), CASES):
+        yield Case(evidence, {}, items, joiner.now)
+
+
+def evaluate(
+    names: Sequence[str],
+    path: Path | None,
+    registry: Path,
+    console: Console,
+    *,
+    version: str | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compare a version, or a model learned from the earlier part, with baselines on what was held out."""
+    rejected = Rejected()
+    log = open_log(names, rejected)
+    weights = None
+    if version is not None:
+        loaded = Registry(registry).load(version)
+        weights, config = loaded.weights, configuration.load(path) if path else loaded.config
+    else:
+        config = configuration_of(names, path, console)
+    data = ", ".join(Path(name).name for name in names)
+    with console.status("evaluating") as line:
+        report = evaluation.evaluate_log(
+            log, config, weights, data=data, seed=seed, progress=lambda text: line.update(text)
+        )
+    for part in report.parts:
+        header, lines = report.table(part)
+        table = Table(*header, title=f"{report.data}: {part}", title_justify="left")
+        for cells in lines:
+            table.add_row(*cells)
+        console.print(table)
+    console.print(report.protocol, *report.notes, sep="\n")
+    rejected.say(console)
+    return {**report.plain(), "rejected": rejected.count}
+
+
+def replay(
+    paths: Sequence[Path], settings: Settings, console: Console, *, speed: float | None = None
+) -> dict[str, Any]:
+    """Send event files to the log."""
+    from streaming.log import Writer
+    from streaming.replay import replay as run
+
+    rejected = Rejected()
+    log = open_log([str(path) for path in paths], rejected)
+    writer = Writer(settings.log)
+    try:
+        with console.status("sending") as line:
+
+            def show(progress: Any) -> None:
+                pace = progress.events / max(progress.seconds, 1e-9)
+                line.update(f"{progress.events:,} events, {pace:,.0f} a second")
+
+            done = run(log(), writer, speed=speed or 0.0, shift_to_now=speed is not None, progress=show)
+    finally:
+        writer.close()
+    rejected.say(console)
+    console.print(f"{done.events:,} events in {done.seconds:.1f} s to {settings.topic} at {settings.brokers}")
+    return {"events": done.events, "seconds": done.seconds, "rejected": rejected.count}
