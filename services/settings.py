@@ -42,6 +42,7 @@ class Service(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Attributes:
         brokers: host:port of the Kafka brokers, separated by commas.
         kafka: further client settings, such as security_protocol and sasl_mechanism.
+        segmented: the log is rolled from topic to topic (the embedded broker).
         store: the URL of Valkey or Redis.
         state: the folder for checkpoints, journals and, unless set apart, versions and tokens.
         registry: the folder of the versions; empty for `registry` under `state`.
@@ -59,6 +60,7 @@ class Service(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     topic: str = "plurank.events"
     partitions: Annotated[int, Meta(ge=1, le=1024)] = 4
     kafka: dict[str, str | int | float | bool] = {}
+    segmented: bool = False
     store: str = "valkey://127.0.0.1:6379/0"
     state: str = "var"
     registry: str = ""
@@ -83,9 +85,18 @@ class Settings(Service, frozen=True, kw_only=True):
     @property
     def log(self) -> "Address":
         """The address of the event log."""
-        from streaming.log import Address  # the Kafka client takes long to import; most commands do without
+        from streaming.log import (
+            Address,
+            parse_brokers,
+        )  # the Kafka client takes long to import; most commands do without
 
-        return Address(brokers=self.brokers, topic=self.topic, partitions=self.partitions, security=dict(self.kafka))
+        return Address(
+            brokers=parse_brokers(self.brokers),
+            topic=self.topic,
+            partitions=self.partitions,
+            security=self.kafka,
+            segmented=self.segmented,
+        )
 
     @property
     def state_dir(self) -> Path:

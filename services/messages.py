@@ -1,0 +1,285 @@
+"""What goes over HTTP: requests, answers and problems, with the words that OpenAPI shows for them.
+
+msgspec reads and writes them on the request path; their JSON Schema is what /docs shows.
+"""
+
+import difflib
+import math
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from ranker.errors import PlurankError, RequestError
+from ranker.events import MAX_ITEMS, Field, Identifier, Value
+
+Kind = TypeVar("Kind", bound=Struct)
+Fields = Annotated[
+    dict[str, Value] | list[Field], Meta(description="Named values: an object, or a list of {name, value}.")
+]
+Limit = Annotated[int, Meta(ge=1, le=MAX_ITEMS, description="Places of the slate.")]
+Weights = Annotated[
+    dict[str, float],
+    Meta(description="Weights of objectives in the utility; those not named keep their configured weight."),
+]
+Strength = Annotated[
+    float, Meta(ge=0, le=1, description="Lambda of the calibrated rerank: 0 is utility alone, 1 proportion alone.")
+]
+EvidenceToken = Annotated[
+    str,
+    Meta(max_length=4096, description="From an answer of /v1/feedback: wait (at most 500 ms) until that write counts."),
+]
+
+
+class _Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    user: Identifier
+    weights: Weights | None = None
+    calibration: Strength | None = None
+    explain: bool = False
+    fields: Fields = {}
+    session: Identifier | None = None
+    evidence_token: EvidenceToken | None = None
+
+
+class Candidate(Struct, frozen=True, forbid_unknown_fields=True):
+    """An item with fields of its own, for this request only."""
+
+    id: Identifier
+    fields: Fields = {}
+
+
+class RankRequest(_Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Put these items in order for this user; without `limit` all of them are placed."""
+
+    items: Annotated[
+        list[Identifier | Candidate],
+        Meta(description=f"1 to {MAX_ITEMS} candidates; of equal ids the first counts.", examples=[["50", "181"]]),
+    ]
+    limit: Limit | None = None
+
+
+class RecommendRequest(_Request, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Find items for this user in the whole catalogue."""
+
+    limit: Limit | None = None
+    exclude_seen: Annotated[bool, Meta(description="Leave out what the user has acted on.")] = True
+
+
+class Ranked(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
+    """One item in its place.
+
+    `score` is the utility; `probabilities` are by objective and as if nothing but the item mattered (no position
+    bias); `propensity` is the chance that exploration put it here. `reward` and `interests` come with `explain`.
+    """
+
+    id: str
+    position: int
+    score: float
+    probabilities: dict[str, float]
+    propensity: float
+    reward: float | None = None
+    interests: dict[str, float] | None = None
+
+
+class Removed(Struct, frozen=True):
+    """A candidate that was taken out, and why."""
+
+    id: str
+    reason: str
+
+
+class RankAnswer(Struct, frozen=True, kw_only=True):
+    """A slate. Send feedback with its `ranking` id; `degraded` says that something was missing, `reason` what."""
+
+    ranking: str
+    version: str
+    user: str
+    items: list[Ranked]
+    degraded: bool
+    reason: str | None
+    evidence: Annotated[dict[str, int], Meta(description="How much of each source the taste rests on.")]
+    miscalibration: Annotated[
+        float | None,
+        Meta(description="How far the slate's interests are from the user's (C_KL); null without a history."),
+    ]
+    removed: list[Removed]
+    timings_ms: dict[str, float]
+    weights: dict[str, float] | None = None
+    miscalibration_before: float | None = None
+    profile: dict[str, float] | None = None
+
+
+class EventResult(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What became of one event of a feedback body, by its place there."""
+
+    index: int
+    status: Literal["accepted", "refused"]
+    id: str | None = None
+    reason: str | None = None
+    thing: str | None = None
+    remedy: str | None = None
+
+
+class FeedbackAnswer(Struct, frozen=True, kw_only=True):
+    """The broker has every accepted event. Bring `evidence_token` to /v1/rank to be sure that it counts there."""
+
+    accepted: int
+    refused: int
+    evidence_token: str | None
+    results: list[EventResult]
+
+
+class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An error, after RFC 9457: what is wrong (`thing`), the offending `value`, and the `remedy`."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    thing: str
+    value: Any = None
+    remedy: str = ""
+    results: list[EventResult] | None = None
+
+
+class ModelSummary(Struct, frozen=True, kw_only=True):
+    """One version: what it grew from, when, and the measures it was saved with."""
+
+    version: str
+    current: bool
+    previous: bool
+    created: Annotated[int, Meta(description="ms since the epoch")]
+    parent: str | None
+    metrics: dict[str, Any]
+
+
+class ModelsAnswer(Struct, frozen=True, kw_only=True):
+    """The registry: its pointer, this replica's own version, all versions, and the latest decisions."""
+
+    current: str | None
+    previous: str | None
+    generation: int | None
+    held: bool
+    serving: str | None
+    versions: list[ModelSummary]
+    decisions: list[dict[str, Any]]
+
+
+class PromoteRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Promotion by a person. `force` serves a version that no passing verdict allows; the decision log says so."""
+
+    force: bool = False
+    generation: Annotated[
+        int | None, Meta(description="Refuse if the pointer has moved past this generation meanwhile.")
+    ] = None
+
+
+class PointerAnswer(Struct, frozen=True, kw_only=True):
+    """Where the pointer is now; replicas follow within a quarter of a second."""
+
+    version: str
+    previous: str | None
+    generation: int
+    held: bool
+
+
+class FairnessAnswer(Struct, frozen=True, kw_only=True):
+    """The monitor's latest window: by group and objective; groups under the minimum size are withheld."""
+
+    windows: list[dict[str, Any]]
+
+
+class Target(Struct, frozen=True, kw_only=True):
+    """Prometheus http_sd: where to scrape."""
+
+    targets: list[str]
+    labels: dict[str, str]
+
+
+class Health(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Alive, or ready and with which version."""
+
+    status: Literal["alive", "ready"]
+    version: str | None = None
+
+
+_KNOWN: dict[type[Struct], tuple[str, ...]] = {}
+
+
+def read(body: bytes, decoder: "msgspec.json.Decoder[Kind]") -> Kind:
+    """A request out of its body.
+
+    Raises:
+        RequestError: 400 where it is not JSON, 422 with place and nearest name where it is not this request.
+    """
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _explained(str(error), decoder.type, msgspec.json.decode(body)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise malformed(body, str(error)) from None
+
+
+def malformed(body: bytes, reason: str) -> RequestError:
+    """The 400 for what is not JSON at all."""
+    problem = RequestError("body", body[:80].decode("utf-8", "replace"), f"send valid JSON: {reason}")
+    problem.status = 400
+    return problem
+
+
+def _explained(text: str, kind: type[Struct], data: Any) -> RequestError:
+    reason, _, path = text.partition(" - at ")
+    place = path.strip("`").removeprefix("$").lstrip(".") or "body"
+    unknown = re.search(r"unknown field `(.*?)`", text)
+    if unknown is None:
+        for key in re.findall(r"[^.\[\]]+", place.partition("[...]")[0] if isinstance(data, dict) else ""):
+            data = data.get(key) if isinstance(data, dict) else data
+        return RequestError(place, data, reason[:1].lower() + reason[1:])
+    fields = Candidate.__struct_fields__ if place.startswith("items") else kind.__struct_fields__
+    near = difflib.get_close_matches(unknown.group(1), fields, 1, 0.5)
+    hint = f"did you mean {near[0]!r}?" if near else "valid keys are " + ", ".join(sorted(fields))
+    return RequestError(place, unknown.group(1), hint)
+
+
+def named(fields: dict[str, Value] | list[Field]) -> dict[str, Value]:
+    """Fields in either form as a mapping; the last of equal names wins."""
+    return fields if isinstance(fields, dict) else {field.name: field.value for field in fields}
+
+
+def nothing_taken(answer: FeedbackAnswer) -> Problem:
+    """The 422 for a body of which no event was accepted: the first reason, and all of them."""
+    first = answer.results[0]
+    return Problem(
+        type="urn:plurank:event-error",
+        title="Event error",
+        status=422,
+        detail=first.reason or "",
+        thing=first.thing or "event",
+        remedy=first.remedy or "",
+        results=answer.results,
+    )
+
+
+def problem_of(error: PlurankError) -> Problem:
+    """The error as the document that goes over HTTP."""
+    words = re.sub(r"(?<!^)(?=[A-Z])", " ", type(error).__name__).lower()
+    return Problem(
+        type=f"urn:plurank:{words.replace(' ', '-')}",
+        title=words.capitalize(),
+        status=error.status,
+        detail=str(error),
+        thing=error.thing,
+        value=plain(error.value),
+        remedy=error.remedy,
+    )
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can say, cut short: callers' values are quoted back, but not by the megabyte."""
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,543 @@
+"""One replica: the version it serves, the items it knows, and what it does for a request. Knows neither HTTP nor Ray.
+
+A thread follows the registry's pointer and the catalogue. A new version is read, checked and given the catalogue
+beside the event loop; then one reference is assigned, so a request meets the old version or the new, never a mixture,
+and none waits. The version before is kept in memory.
+"""
+
+import asyncio
+import hashlib
+import http.client
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, cast
+
+import msgspec
+
+from ranker import events
+from ranker.catalogue import Catalogue, Item
+from ranker.config import Config
+from ranker.errors import NotFound, RegistryError, StoreUnavailable
+from ranker.events import Field, Ranking, Shown
+from ranker.evidence import EMPTY, Evidence
+from ranker.gate import Decision, Verdict
+from ranker.model import Inference
+from ranker.pipeline import Pipeline, Request, Slate
+from ranker.registry import Pointer, Registry
+from services import intake
+from services.messages import (
+    FairnessAnswer,
+    FeedbackAnswer,
+    ModelsAnswer,
+    ModelSummary,
+    PointerAnswer,
+    PromoteRequest,
+    RankAnswer,
+    Ranked,
+    RankRequest,
+    RecommendRequest,
+    Removed,
+    Target,
+    named,
+)
+from services.outbox import Outbox
+from services.settings import Settings
+from services.telemetry import ApiTelemetry, merge_text
+from services.tokens import Scope, Signer, Tokens
+from streaming.log import Token
+from streaming.store import Changes, Stored
+
+log = logging.getLogger("plurank.replica")
+
+#: a served slate of more places than this is logged with its first places only
+LOGGED_PLACES = 1000
+#: items taken into the catalogue between two requests
+CHUNK = 256
+#: seconds in which the store is not asked again after it failed
+STORE_REST_S = 1.0
+#: seconds between attempts to load a version that was found damaged
+RELOAD_S = 5.0
+SLOW_POLL_S = 5.0
+#: /v1/fairness shows so many seconds
+WINDOWS_S = 24 * 3600
+
+
+#: why an answer is degraded
+MISSING = {
+    "store": "the evidence store is out of reach, so this is the population's taste",
+    "late": "the write of the evidence token does not count yet",
+    "log": "the log is out of reach, so this slate cannot be learned from",
+}
+
+
+class Reads(Protocol):
+    """The part of streaming.store.AsyncStore that requests need."""
+
+    async def evidence(self, user: str) -> Stored | None:
+        """The user's record."""
+        ...
+
+    async def wait_for(self, token: Token, timeout: float = 0.5) -> bool:
+        """Whether the store holds the write within the timeout."""
+        ...
+
+    async def windows(self, since: int = 0, *, name: str = "fairness") -> list[tuple[int, bytes]]:
+        """The monitor's windows."""
+        ...
+
+    async def targets(self) -> dict[str, str]:
+        """Where each process serves its metrics."""
+        ...
+
+    async def close(self) -> None:
+        """Hang up."""
+        ...
+
+
+class Changing(Protocol):
+    """The part of streaming.store.Store that follows the catalogue."""
+
+    def catalogue_changes(self, since: str = "") -> Changes:
+        """What changed since the mark."""
+        ...
+
+    def register_target(self, process: str, address: str) -> None:
+        """Announce where this process serves its metrics."""
+        ...
+
+    def unregister_target(self, process: str, address: str) -> None:
+        """Withdraw the announcement."""
+        ...
+
+    def close(self) -> None:
+        """Hang up."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """A version in use."""
+
+    version: str
+    config: Config
+    pipeline: Pipeline
+
+
+class Replica:
+    """What answers requests. Everything outside of it comes through the constructor.
+
+    Args:
+        reads: the store for requests, on the event loop.
+        changes: the store for the catalogue, in this replica's thread.
+        clock: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        registry: Registry,
+        reads: Reads,
+        changes: Changing,
+        outbox: Outbox,
+        tokens: Tokens,
+        signer: Signer,
+        telemetry: ApiTelemetry,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.settings, self.registry, self.reads, self.changes = settings, registry, reads, changes
+        self.outbox, self.tokens, self.signer, self.clock = outbox, tokens, signer, clock
+        self.telemetry = telemetry
+        self._address = ""
+        self.catalogue = Catalogue(settings.config)
+        self._catalogue_lock = threading.Lock()
+        self._mark = ""
+        self._serving: Serving | None = None
+        self._before: Serving | None = None
+        self._trouble = ""
+        self._refused: tuple[str, float] = ("", 0.0)
+        self._store_rest = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="replica-follow", daemon=True)
+
+    # -- life --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Load what there is, then follow it."""
+        self.outbox.start()
+        self._address = f"127.0.0.1:{self.telemetry.serve(self.tokens['metrics'])}"
+        self.follow_catalogue()
+        self.follow_pointer()
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop following, send what waits, hang up."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(5.0)
+        lost = self.outbox.close()
+        if lost:
+            log.warning("%d served slates did not reach the log", lost)
+        with suppress(StoreUnavailable):
+            self.changes.unregister_target(self.telemetry.process, self._address)
+        self.telemetry.close()
+        self.changes.close()
+
+    @property
+    def serving(self) -> Serving:
+        """The version in use.
+
+        Raises:
+            RegistryError: 503, there is none yet.
+        """
+        serving = self._serving
+        if serving is None:
+            error = RegistryError(
+                "version", None, self._trouble or "train and promote one: `plurank up` or `plurank train`"
+            )
+            error.problem = "is served yet" if not self._trouble else "can be served"
+            error.status = 503
+            raise error
+        return serving
+
+    def _follow(self) -> None:
+        catalogue_at = slow_at = 0.0
+        while not self._stop.wait(self.settings.pointer_poll):
+            try:
+                self.follow_pointer()
+                now = time.monotonic()
+                if now >= catalogue_at:
+                    self.follow_catalogue()
+                    catalogue_at = now + self.settings.catalogue_poll
+                if now >= slow_at:
+                    self._announce()
+                    self.signer.refresh()
+                    slow_at = now + SLOW_POLL_S
+            except Exception:
+                log.exception("following the registry and the catalogue goes on after an error")
+
+    def _announce(self) -> None:
+        with suppress(StoreUnavailable):
+            self.changes.register_target(self.telemetry.process, self._address)
+
+    def follow_pointer(self) -> None:
+        """Serve what the pointer names; a damaged version is refused and the one in use stays."""
+        try:
+            pointer = self.registry.current()
+            if pointer is None or (self._serving is not None and pointer.version == self._serving.version):
+                return
+            version, until = self._refused
+            if version == pointer.version and time.monotonic() < until:
+                return
+            self._before, self._serving = self._serving, self._load(pointer.version)
+            self._trouble = ""
+            self.telemetry.using(pointer.version)
+        except RegistryError as error:
+            self._trouble = str(error)
+            if pointer is not None:
+                self._refused = (pointer.version, time.monotonic() + RELOAD_S)
+            log.error("not served: %s", error)
+
+    def _load(self, version: str) -> Serving:
+        before = self._before
+        if before is not None and before.version == version:  # a rollback: it is still in memory
+            before.pipeline.inference.attach(self.catalogue)
+            return before
+        found = self.registry.load(version)
+        inference = Inference(found.config, found.weights)
+        found.golden.check(found.config, inference)
+        inference.attach(self.catalogue)
+        return Serving(version, found.config, Pipeline(found.config, inference, self.catalogue, version))
+
+    def follow_catalogue(self) -> None:
+        """Take up the items that changed since the last look and embed them."""
+        try:
+            changed = self.changes.catalogue_changes(self._mark)
+        except StoreUnavailable as error:
+            log.warning("the catalogue stays as it is: %s", error)
+            return
+        for start in range(0, len(changed.items), CHUNK):
+            with self._catalogue_lock:
+                for item in changed.items[start : start + CHUNK]:
+                    self.catalogue.put(item)
+        if changed.items and self._serving is not None:
+            self._serving.pipeline.inference.attach(self.catalogue)
+        self._mark = changed.mark
+
+    # -- ranking -----------------------------------------------------------------------------------------------
+
+    async def rank(self, message: RankRequest | RecommendRequest) -> RankAnswer:
+        """One slate; what is out of reach makes it degraded, not failed.
+
+        Raises:
+            RequestError: the request cannot be answered as it stands.
+            RegistryError: 503, no version yet.
+        """
+        begun = time.perf_counter()
+        serving = self.serving
+        evidence, missing = await self._evidence(message.user, message.evidence_token)
+        read_ms = (time.perf_counter() - begun) * 1000
+        now = int(self.clock() * 1000)
+        ranking = self.signer.sign(message.user, serving.version, now)
+        request = self._request(message, now, ranking)
+        with self._catalogue_lock:
+            slate = serving.pipeline.rank(request, evidence)
+        if not self.outbox.offer(partial(_event, ranking, message, request, slate, self.settings.config.tenant)):
+            missing = (*missing, "log")
+        for what in missing:
+            self.telemetry.degraded(what)
+        self.telemetry.slate_made(slate.timings_ms)
+        names = tuple(slate.weights)
+        return RankAnswer(
+            ranking=ranking,
+            version=slate.version,
+            user=message.user,
+            items=[
+                Ranked(
+                    id=item.id,
+                    position=item.position,
+                    score=item.utility,
+                    probabilities=dict(zip(names, item.probabilities, strict=True)),
+                    propensity=item.propensity,
+                    reward=item.reward,
+                    interests=item.interests,
+                )
+                for item in slate.items
+            ],
+            degraded=bool(missing),
+            reason="; ".join(MISSING[what] for what in missing) or None,
+            evidence=slate.evidence,
+            miscalibration=slate.miscalibration,
+            removed=[Removed(*removed) for removed in slate.removed],
+            timings_ms={"evidence": read_ms, **slate.timings_ms, "total": (time.perf_counter() - begun) * 1000},
+            weights=slate.weights if message.explain else None,
+            miscalibration_before=slate.miscalibration_before if message.explain else None,
+            profile=slate.profile,
+        )
+
+    def _request(self, message: RankRequest | RecommendRequest, now: int, ranking: str) -> Request:
+        items: Sequence[str | Item] | None = None
+        exclude_seen = True
+        if isinstance(message, RankRequest):
+            items = [one if isinstance(one, str) else Item(one.id, named(one.fields), now) for one in message.items]
+        else:
+            exclude_seen = message.exclude_seen
+        return Request(
+            user=message.user,
+            items=items,
+            limit=message.limit,
+            weights=message.weights,
+            calibration=message.calibration,
+            fields=named(message.fields),
+            now=now,
+            explain=message.explain,
+            seed=seed_of(ranking),
+            exclude_seen=exclude_seen,
+        )
+
+    async def _evidence(self, user: str, token: str | None) -> tuple[Evidence, tuple[str, ...]]:
+        """The user's evidence and what is missing of it."""
+        places = intake.read_token(token) if token is not None else []
+        if time.monotonic() < self._store_rest:
+            return EMPTY, ("store",)
+        try:
+            reached = await self._reached(places)
+            stored = await self.reads.evidence(user)
+        except StoreUnavailable:
+            self._store_rest = time.monotonic() + STORE_REST_S
+            return EMPTY, ("store",)
+        return (EMPTY if stored is None else stored.evidence), (() if reached else ("late",))
+
+    async def _reached(self, places: Sequence[Token]) -> bool:
+        deadline = time.monotonic() + self.settings.evidence_wait
+        for place in places:
+            if not await self.reads.wait_for(place, max(0.0, deadline - time.monotonic())):
+                return False
+        return True
+
+    # -- feedback ----------------------------------------------------------------------------------------------
+
+    async def feedback(self, body: bytes, scopes: frozenset[Scope]) -> FeedbackAnswer:
+        """Write the valid events of a body; the answer says what became of each.
+
+        Raises:
+            RequestError: 400, the body is not JSON.
+            EventError: there is no event in it.
+            LogUnavailable: the broker did not take them.
+        """
+        taken = intake.take(
+            body,
+            signer=self.signer,
+            scopes=scopes,
+            tenant=self.settings.config.tenant,
+            now_ms=int(self.clock() * 1000),
+        )
+        self.telemetry.feedback_taken(len(taken.admitted), taken.refused)
+        places = await self.outbox.write(taken.admitted, self.settings.log_wait) if taken.admitted else []
+        return FeedbackAnswer(
+            accepted=len(taken.admitted),
+            refused=taken.refused,
+            evidence_token=intake.evidence_token(self.outbox.log or "", places) if places else None,
+            results=taken.results,
+        )
+
+    # -- versions ----------------------------------------------------------------------------------------------
+
+    async def models(self) -> ModelsAnswer:
+        """The registry as it is now."""
+        return await asyncio.to_thread(self._models)
+
+    def _models(self) -> ModelsAnswer:
+        pointer = self.registry.current()
+        versions = []
+        for version in reversed(self.registry.versions()):
+            try:
+                manifest = self.registry.manifest(version)
+            except RegistryError:  # damaged, or pruned meanwhile
+                continue
+            versions.append(
+                ModelSummary(
+                    version=version,
+                    current=pointer is not None and pointer.version == version,
+                    previous=pointer is not None and pointer.previous == version,
+                    created=manifest.created,
+                    parent=manifest.parent,
+                    metrics=manifest.metrics,
+                )
+            )
+        return ModelsAnswer(
+            current=None if pointer is None else pointer.version,
+            previous=None if pointer is None else pointer.previous,
+            generation=None if pointer is None else pointer.generation,
+            held=pointer is not None and pointer.held,
+            serving=None if self._serving is None else self._serving.version,
+            versions=versions,
+            decisions=[msgspec.to_builtins(decision) for decision in self.registry.decisions(20)],
+        )
+
+    async def promote(self, version: str, order: PromoteRequest) -> PointerAnswer:
+        """Move the pointer to this version.
+
+        Raises:
+            NotFound: there is no such version.
+            PromotionRefused: its verdict does not pass and nobody forces it.
+            RegistryError: it is damaged, or the pointer moved meanwhile.
+        """
+        self._insist(version)
+        verdict = await asyncio.to_thread(self._verdict, version)
+        moved = await asyncio.to_thread(
+            self.registry.promote, version, verdict, generation=order.generation, force=order.force, who="api"
+        )
+        return _pointer(moved)
+
+    async def rollback(self, version: str) -> PointerAnswer:
+        """Move the pointer back to this version and hold it there.
+
+        Raises:
+            NotFound: there is no such version.
+            RegistryError: it is damaged.
+        """
+        self._insist(version)
+        return _pointer(await asyncio.to_thread(self.registry.rollback, who="api", to=version))
+
+    def _insist(self, version: str) -> None:
+        if version not in self.registry.versions():
+            raise NotFound("version", version, "GET /v1/models lists the versions there are")
+
+    def _verdict(self, version: str) -> Verdict:
+        """The latest verdict that was recorded on this version."""
+        for decision in reversed(self.registry.decisions()):
+            if decision.version == version and decision.decision in ("pass", "hold", "refuse"):
+                return Verdict(cast(Decision, decision.decision), decision.reasons, decision.measures)
+        return Verdict("hold", ('nobody has judged this version; send {"force": true} to serve it all the same',))
+
+    # -- what it shows -----------------------------------------------------------------------------------------
+
+    async def fairness(self) -> FairnessAnswer:
+        """The monitor's windows of the last day, oldest first.
+
+        Raises:
+            StoreUnavailable: the store is away.
+        """
+        since = int((self.clock() - WINDOWS_S) * 1000)
+        found = await self.reads.windows(since)
+        return FairnessAnswer(windows=[{"start": start, **msgspec.json.decode(raw)} for start, raw in found])
+
+    async def targets(self) -> list[Target]:
+        """What Prometheus is to scrape.
+
+        Raises:
+            StoreUnavailable: the store is away.
+        """
+        found = await self.reads.targets()
+        return [Target(targets=[at], labels={"process": process}) for process, at in sorted(found.items())]
+
+    async def exposition(self) -> str:
+        """The metrics of every process that can be reached, on one page."""
+        try:
+            found = await self.reads.targets()
+        except StoreUnavailable:
+            found = {}
+        found.pop(self.telemetry.process, None)
+        pages = await asyncio.gather(*(asyncio.to_thread(_page, at, self.tokens["metrics"]) for at in found.values()))
+        texts = {process: page for process, page in zip(found, pages, strict=True) if page is not None}
+        return merge_text({self.telemetry.process: self.telemetry.text(), **texts})
+
+
+def seed_of(ranking: str) -> int:
+    """The seed of a slate's exploration, out of its id, so that the draw can be repeated."""
+    return int.from_bytes(hashlib.blake2b(ranking.encode(), digest_size=8).digest())
+
+
+def _event(
+    ranking: str, message: RankRequest | RecommendRequest, request: Request, slate: Slate, tenant: str | None
+) -> Ranking:
+    """The served slate as the event that the learner reads."""
+    inline = {item.id: item.fields for item in request.items or () if isinstance(item, Item)}
+    return Ranking(
+        id=ranking,
+        timestamp=request.now,
+        user=request.user,
+        session=message.session,
+        version=slate.version,
+        tenant=tenant,
+        fields=_fields(request.fields),
+        items=[
+            Shown(
+                id=item.id,
+                fields=_fields(inline.get(item.id, {})),
+                propensity=item.propensity,
+                score=item.utility,
+                probabilities=list(item.expected),
+            )
+            for item in slate.items[:LOGGED_PLACES]
+        ],
+    )
+
+
+def _fields(fields: Mapping[str, events.Value]) -> list[Field]:
+    return [Field(name, value) for name, value in fields.items()]
+
+
+def _pointer(pointer: Pointer) -> PointerAnswer:
+    return PointerAnswer(
+        version=pointer.version, previous=pointer.previous, generation=pointer.generation, held=pointer.held
+    )
+
+
+def _page(address: str, token: str) -> str | None:
+    """The metrics page of another process, None where it does not answer in time."""
+    connection = http.client.HTTPConnection(address, timeout=1.0)
+    try:
+        connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {token}"})
+        answer = connection.getresponse()
+        return answer.read().decode() if answer.status == 200 else None
+    except (OSError, http.client.HTTPException, UnicodeDecodeError):
+        return None
+    finally:
+        connection.close()
