@@ -13,14 +13,18 @@ from torch.nn import functional
 CUT = 30.0
 
 
-def normalised(gates: Tensor) -> Tensor:
-    """Softmax over the last dimension by clamp, exp and divide.
+def mixed(votes_RET: Tensor, gates_RET: Tensor, seen_RE: Tensor | None = None) -> Tensor:
+    """Votes weighted by the softmax of the gates over the experts, by clamp, exp and one division at the end.
+
+    Shapes: (R, E, T), (R, E, T), (R, E) -> (R, T); `seen` leaves experts out and the others share what is left.
 
     On 2 cores `torch.softmax` over 8 experts cost as much as the experts themselves. Differs from softmax only
     where a logit lies beyond +-CUT.
     """
-    shares = gates.clamp(-CUT, CUT).exp()
-    return shares / shares.sum(-1, keepdim=True)
+    shares_RET = gates_RET.clamp(-CUT, CUT).exp()
+    if seen_RE is not None:
+        shares_RET = shares_RET * seen_RE[:, :, None]
+    return (votes_RET * shares_RET).sum(1) / shares_RET.sum(1)
 
 
 class MMoE(nn.Module):
@@ -45,7 +49,7 @@ class MMoE(nn.Module):
     ) -> None:
         super().__init__()
         self.experts, self.objectives, self.dropout = experts, objectives, dropout
-        self.split = (experts * hidden, objectives * experts)
+        self.split = (experts * hidden, experts * objectives)
         self.weight = nn.Parameter(
             torch.cat(
                 [
@@ -64,12 +68,11 @@ class MMoE(nn.Module):
         Args:
             generator: draws the expert dropout while training; none is dropped without it.
         """
-        hidden, gates = functional.linear(x_RS, self.weight, self.bias).split(self.split, 1)
-        votes_RET = hidden.relu().view(len(x_RS), self.experts, -1) @ self.heads_TH.T
-        shares_RTE = normalised(gates.view(len(x_RS), self.objectives, self.experts))
+        rows = len(x_RS)
+        hidden, gates = functional.linear(x_RS, self.weight, self.bias).split_with_sizes(self.split, 1)
+        votes_RET = functional.linear(hidden.relu().reshape(rows, self.experts, -1), self.heads_TH)
+        seen_RE = None
         if self.training and generator is not None:
-            seen_RE = torch.rand(len(x_RS), self.experts, generator=generator) >= self.dropout
+            seen_RE = torch.rand(rows, self.experts, generator=generator) >= self.dropout
             seen_RE = seen_RE | ~seen_RE.any(1, keepdim=True)
-            shares_RTE = shares_RTE * seen_RE[:, None]
-            shares_RTE = shares_RTE / shares_RTE.sum(-1, keepdim=True)
-        return (votes_RET * shares_RTE.transpose(1, 2)).sum(1) + self.heads_T
+        return mixed(votes_RET, gates.reshape(rows, self.experts, self.objectives), seen_RE) + self.heads_T
