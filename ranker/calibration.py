@@ -43,28 +43,40 @@ def profile(
     Source: Steck (2018), eq. 2; the weighting by objectives and the smoothing toward the population are ours.
     """
     target_C = np.zeros(len(catalogue.categories))
-    acts = [act for act in evidence.history if act.time <= now]
-    if acts and target_C.size:
-        rows_H = catalogue.find([act.item for act in acts])
-        weights_H = np.fromiter((worth(act, evidence, objectives) for act in acts), np.float64, len(acts))
-        used_H = (rows_H >= 0) & (weights_H > 0)
-        if used_H.any():
-            times_H = np.fromiter((act.time for act in acts), np.float64, len(acts))[used_H]
-            weights_H = weights_H[used_H] * np.exp2((times_H - times_H.max()) / half_life)
-            target_C = weights_H @ catalogue.interests_NC[rows_H[used_H], : target_C.size]
+    kept = _positive(evidence, catalogue, now, objectives)
+    if kept and target_C.size:
+        rows_H, times_H, weights_H = (np.array(column) for column in zip(*kept, strict=True))
+        weights_H = weights_H * np.exp2((times_H - times_H.max()) / half_life)
+        target_C = weights_H @ catalogue.interests_NC[rows_H, : target_C.size]
     if population_C is not None:
         target_C = target_C + pseudo_acts * population_C
     total = target_C.sum()
     return target_C / total if total > 0 else target_C
 
 
+def _positive(
+    evidence: Evidence, catalogue: Catalogue, now: int, objectives: Sequence[Objective]
+) -> list[tuple[int, int, float]]:
+    """Row, time and weight of the acts that count. Acts of one kind weigh the same, so each kind is weighed once."""
+    rows = catalogue.rows
+    weights: dict[tuple[str, float | None], float] = {}
+    kept = []
+    for act in evidence.history:
+        kind = (act.type, act.value)
+        weight = weights.get(kind)
+        if weight is None:
+            weight = weights[kind] = worth(act, evidence, objectives)
+        if weight > 0 and act.time <= now and (row := rows.get(act.item, -1)) >= 0:
+            kept.append((row, act.time, weight))
+    return kept
+
+
 def worth(act: Act, evidence: Evidence, objectives: Sequence[Objective]) -> float:
     """How much an act speaks for its item: the weights of the objectives it fulfils, summed, and never negative.
 
-    A `user-mean` threshold and a `value` objective compare with the user's own mean of that interaction type.
+    A `user-mean` bound and a `value` objective compare with the user's own mean of that interaction type, strictly.
 
     Example:
-        >>> from ranker.config import Graded
         >>> like = Objective(name="like", event="rate", threshold=4.0)
         >>> [worth(Act("i", "rate", 0, stars), Evidence(), (like,)) for stars in (5.0, 3.0)]
         [1.0, 0.0]
@@ -90,10 +102,12 @@ def worth(act: Act, evidence: Evidence, objectives: Sequence[Objective]) -> floa
 def _reaches(act: Act, evidence: Evidence, bound: float | str | None, sign: float) -> bool:
     if bound is None:
         return True
-    limit = evidence.mean(act.type) if isinstance(bound, str) else bound
-    if act.value is None or limit is None:
+    if act.value is None:
         return False
-    return sign * act.value >= sign * limit
+    if isinstance(bound, str):
+        mean = evidence.mean(act.type)
+        return mean is not None and sign * act.value > sign * mean
+    return sign * act.value >= sign * bound
 
 
 def shares(interests_NC: Floats, weights_N: Floats | None = None) -> NDArray[np.float64]:
