@@ -80,10 +80,13 @@ class Catalogue:
         return self.put(fold(self.get(event.item), event))
 
     def see(self, ids: Iterable[str], time: int) -> None:
-        """Take up items that a ranking showed and no item event has described yet."""
+        """Take up items that a ranking showed; the first time an item was seen is the earliest, in any order."""
         for item in ids:
-            if item not in self.rows:
+            row = self.rows.get(item)
+            if row is None:
                 self.put(Item(item, {}, time))
+            elif time < self.items[row].first_seen:
+                self.items[row] = Item(item, self.items[row].fields, time)
 
     def restore(self, items: Iterable[Item], categories: Iterable[str]) -> None:
         """Take up the items and categories of another catalogue, in its order, so that rows and columns agree."""

@@ -6,6 +6,7 @@ keeps a few users and items with what it computed for them, and whoever loads th
 Axes: N candidates of a case, T objectives.
 """
 
+import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -20,7 +21,7 @@ from ranker.catalogue import Catalogue, Item
 from ranker.config import Config
 from ranker.errors import RegistryError
 from ranker.events import Value
-from ranker.evidence import Evidence
+from ranker.evidence import Act, Evidence
 from ranker.model import Inference
 
 #: the same weights may differ by this much (absolute, and relative for values): bf16 here, float32 there
@@ -102,6 +103,18 @@ class Golden:
         inputs = msgpack.decode(tensors["inputs"].tobytes(), type=_Inputs)
         scores = tuple(tensors[f"case{place}"] for place in range(len(inputs.cases)))
         return cls(tuple(inputs.items), tuple(inputs.cases), scores)
+
+
+def made_up(config: Config, catalogue: Catalogue, now: int, seed: int = 0) -> list[Case]:
+    """Cases of invented users over real items: a version outlives a person's wish to be forgotten."""
+    draw = random.Random(seed)
+    names = [item.id for item in catalogue.items]
+    kinds = [objective.event for objective in config.objectives]
+    cases = []
+    for place in range(CASES if names else 0):
+        acts = [Act(draw.choice(names), draw.choice(kinds), now - 1000 * n) for n in range(4 * place, 0, -1)]
+        cases.append(Case(Evidence(history=tuple(acts)), {}, draw.sample(names, min(ITEMS, len(names))), now))
+    return cases
 
 
 def _scores(

@@ -218,11 +218,11 @@ class Joiner:
             self._group(event)
         return out
 
-    def catch_up(self) -> list[Example]:
-        """Bring every partition's clock to `now`: for a reader that has read all partitions to their end."""
+    def catch_up(self, partitions: Iterable[int] | None = None) -> list[Example]:
+        """Bring idle partitions' clocks (by default all) to `now`, when they are known to hold nothing unread."""
         out: list[Example] = []
         now = self.now
-        for partition in sorted(self._clocks):
+        for partition in sorted(self._clocks.keys() if partitions is None else self._clocks.keys() & set(partitions)):
             self._advance(now, partition, out)
         return out
 

@@ -6,7 +6,7 @@ from ranker import config
 from ranker.catalogue import Catalogue, Item
 from ranker.errors import RegistryError
 from ranker.evidence import Act, Evidence
-from ranker.golden import ACTS, CASES, ITEMS, Case, Golden
+from ranker.golden import ACTS, CASES, ITEMS, Case, Golden, made_up
 from ranker.model import Inference, Model
 
 CONFIG = config.parse(
@@ -55,3 +55,14 @@ def test_a_new_model_without_any_cases_has_an_empty_golden(weights: dict[str, to
     empty = Golden.decode(Golden.record(CONFIG, weights, Catalogue(CONFIG), []).encode())
     assert empty.cases == ()
     empty.check(CONFIG, Inference(CONFIG, weights))
+
+
+def test_invented_users_are_the_same_for_the_same_seed_and_differ_in_evidence() -> None:
+    catalogue = Catalogue(CONFIG)
+    assert made_up(CONFIG, catalogue, 1000) == []
+    for number in range(5):
+        catalogue.put(Item(f"i{number}"))
+    cases = made_up(CONFIG, catalogue, 1000, seed=4)
+    assert cases == made_up(CONFIG, catalogue, 1000, seed=4)
+    assert [len(case.evidence.history) for case in cases] == [0, 4, 8, 12]
+    assert all(len(case.items) == 5 for case in cases)
