@@ -1,0 +1,420 @@
+"""One learning step: what examples teach the model, and by which rules its weights move (Zhao et al. 2019).
+
+Dense weights move by AdamW (loshchilov2019decoupled), table rows by row-wise Adagrad (duchi2011adaptive) and only where
+a batch touches them. Beside the objectives the base utility r learns to retrieve: a sampled softmax over the items of
+the batch, corrected for how often an item is drawn (yi2019sampling), and agreement with the served utility. A step
+whose loss or gradient is not finite changes nothing but the random state.
+
+Axes: R rows, T objectives, I items of a batch, P positives, C items that compete, V table rows, F count inputs.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from msgspec import msgpack
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from ranker.catalogue import Catalogue
+from ranker.config import Config
+from ranker.errors import CheckpointError
+from ranker.events import Event
+from ranker.features import Batch, Encoder, collate
+from ranker.join import Example, Joiner
+from ranker.model import Model, Output, Rows, keys_of
+
+#: gradients are cut to this norm; their usual norm is below 1
+LARGEST = 10.0
+#: how far the base utility's two losses count beside the objectives
+RETRIEVAL, AGREEMENT = 0.1, 0.1
+#: catalogue items drawn as negatives of a positive that no ranking surrounds
+DRAWN = 4
+#: positives of a batch that enter the sampled softmax
+POSITIVES = 512
+#: slates whose counts, as they were when the slate was shown, are kept until it closes
+NOTES = 100_000
+#: values after which the scale of a value objective is settled
+SETTLED = 2_000
+#: how fast the mean gap between two batches with an item follows (yi2019sampling, alpha)
+GAP_RATE = 0.05
+#: an impression counts as at most so many, and at least one of so many, unbiased ones
+WORTH = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """What one step did.
+
+    Attributes:
+        examples, rows: how many were learned; closing and opening examples are not among them.
+        losses: mean loss per objective over its labelled rows; nan where it had none.
+        retrieval: mean loss of the sampled softmax; nan without positives.
+        norm: of the whole gradient, before it is cut.
+        finite: False where the step was skipped because loss or gradient were not finite.
+    """
+
+    examples: int
+    rows: int
+    losses: dict[str, float]
+    retrieval: float
+    norm: float
+    finite: bool
+
+
+class Learner:
+    """Model, optimiser and random state, moved on one batch at a time.
+
+    Example:
+        >>> from ranker.config import parse
+        >>> learner = Learner(parse({"objectives": [{"name": "click", "event": "click"}], "scale": "tiny"}))
+        >>> learner.learn([], Catalogue(learner.config)).rows
+        0
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.encoder = config, Encoder(config)
+        generator = torch.Generator().manual_seed(config.learning.seed)
+        self.model = Model(config, generator)
+        self._dense = self.model.dense()
+        self._adam = torch.optim.AdamW(self._dense, lr=config.learning.rate, weight_decay=1e-4, fused=True)
+        self._notes: OrderedDict[str, _Note] = OrderedDict()
+        V, T = self.model.wide_VT.shape
+        largest = max(abs(objective.weight) for objective in config.objectives) or 1.0
+        self._weight_T = torch.tensor([objective.weight for objective in config.objectives])
+        # an objective that weighs nothing by default is still learned: a request may give it weight
+        self._share_T = 0.5 + 0.5 * self._weight_T.abs() / largest
+        self._value_T = torch.tensor([objective.kind == "value" for objective in config.objectives])
+        self._alone_T = [o.kind == "binary" and o.threshold is None and o.graded is None for o in config.objectives]
+        #: everything that `state` keeps besides weights, optimiser, random state and notes
+        self._kept = {
+            "squares_table": torch.zeros(V),
+            "squares_wide": torch.zeros(V),
+            "usual": torch.zeros(()),
+            "values": torch.zeros(3, T, dtype=torch.float64),
+            "steps": torch.zeros((), dtype=torch.int64),
+            "last": torch.zeros(V // 2, dtype=torch.int64),
+            "gap": torch.full((V // 2,), 100.0),
+        }
+
+    def predict(self, examples: Sequence[Example], catalogue: Catalogue) -> list[NDArray[np.float32]]:
+        """The model's (N, T) for each example as it is now: probabilities, tower included at the places shown."""
+        if not examples:
+            return []
+        self.model.eval()
+        with torch.no_grad():
+            out = self.model(collate(examples, catalogue, self.encoder))
+        logits_RT = out.logits_RT + out.tower_RT
+        values_RT = self.model.get_buffer("offset_T") + self.model.get_buffer("scale_T") * logits_RT
+        found_RT = torch.where(self._value_T, values_RT, torch.sigmoid(logits_RT)).numpy()
+        ends = np.cumsum([len(example.items) for example in examples])
+        return np.split(found_RT, ends[:-1])
+
+    def learn(self, examples: Sequence[Example], catalogue: Catalogue) -> StepReport:
+        """One step on what is learnable among the examples.
+
+        Closing examples are passed over. Opening examples teach nothing, but what the counters say of their items is
+        noted: when their labels come, the model learns from what it would have seen when the slate was shown.
+        """
+        self._note(examples, catalogue)
+        taught = [e for e in examples if not (e.opening or e.closing) and e.mask_NT.any()]
+        report = self._step(taught, catalogue) if taught else _nothing(self.config)
+        for example in examples:
+            if example.closing:
+                self._notes.pop(example.ranking, None)
+        return report
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a version ships: a copy of the model's weights and counts, as `Inference` takes them."""
+        return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that learning depends on; `load` gives a learner that goes on bit for bit like this one."""
+        found = {f"model.{name}": tensor for name, tensor in self.weights().items()}
+        found |= {f"kept.{name}": tensor.clone() for name, tensor in self._kept.items()}
+        for place, parameter in enumerate(self._dense):
+            for name, tensor in self._adam.state.get(parameter, {}).items():
+                found[f"adam.{place}.{name}"] = tensor.clone()
+        notes = [(name, note.items, note.counts_NF.tobytes()) for name, note in self._notes.items()]
+        found["notes"] = torch.frombuffer(bytearray(msgpack.encode(notes)), dtype=torch.uint8)
+        found["random"] = self.model.generator.get_state()
+        return found
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take up what `state` gave.
+
+        Raises:
+            CheckpointError: the state belongs to another configuration.
+        """
+        model = {name[6:]: tensor for name, tensor in state.items() if name.startswith("model.")}
+        own = self.model.state_dict()
+        wrong = [name for name in own if name not in model or model[name].shape != own[name].shape]
+        missing = [name for name in ("notes", "random", *(f"kept.{n}" for n in self._kept)) if name not in state]
+        if wrong or missing:
+            raise CheckpointError("learner state", (wrong + missing)[0], "it was written for another configuration")
+        self.model.load_state_dict(model)
+        self._kept = {name: state[f"kept.{name}"].clone() for name in self._kept}
+        self._adam.state.clear()
+        for place, parameter in enumerate(self._dense):
+            own_state = {n: state[f"adam.{place}.{n}"].clone() for n in ADAM if f"adam.{place}.{n}" in state}
+            if own_state:
+                self._adam.state[parameter] = own_state
+        width = self.model.counters.inputs
+        self._notes = OrderedDict(
+            (name, _Note(tuple(items), np.frombuffer(raw, np.float32).reshape(-1, width)))
+            for name, items, raw in msgpack.decode(
+                state["notes"].numpy().tobytes(), type=list[tuple[str, list[str], bytes]]
+            )
+        )
+        self.model.generator.set_state(state["random"])
+
+    # -- one step ----------------------------------------------------------------------------------------------
+
+    def _step(self, taught: list[Example], catalogue: Catalogue) -> StepReport:
+        count = sum(len(example.items) for example in taught)
+        batch = collate([*taught, *self._drawn(taught, catalogue)], catalogue, self.encoder)
+        rows = self.model.gather(batch)
+        self.model.train()
+        typical_T = self.model.get_buffer("typical_T").clone()
+        out: Output = self.model(batch, rows, self._counts(taught, batch))
+        self._settle(batch)
+        usual = self._usual(batch)
+        loss, losses_T = self._objectives(out, batch, usual)
+        retrieval, positives = self._retrieve(out, batch)
+        loss = loss + RETRIEVAL * retrieval / usual + AGREEMENT * self._agree(out)
+        self._adam.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        grads = [g for p in (*self._dense, *rows) if (g := p.grad) is not None]
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        finite = bool(np.isfinite(norm)) and bool(torch.isfinite(loss))
+        if finite:
+            torch._foreach_mul_(grads, min(1.0, LARGEST / (norm + 1e-12)))
+            self._adam.step()
+            self._descend(batch, rows)
+            self._count(out, batch, count)
+        else:
+            self.model.get_buffer("typical_T").copy_(typical_T)
+        return StepReport(
+            examples=len(taught),
+            rows=count,
+            losses={o.name: v for o, v in zip(self.config.objectives, losses_T, strict=True)},
+            retrieval=float(retrieval.detach()) / positives if positives else float("nan"),
+            norm=norm,
+            finite=finite,
+        )
+
+    def _objectives(self, out: Output, batch: Batch, usual: float) -> tuple[Tensor, list[float]]:
+        """Cross entropy, or Huber in units of the value's spread; summed over rows and divided by the usual number.
+
+        A batch's own number would let the few positives that arrive together weigh as much as the many negatives
+        that are known later, and so tilt every probability.
+        """
+        logits_RT = out.logits_RT + out.tower_RT
+        known_RT = batch.mask_RT > 0
+        offset_T, scale_T = self.model.get_buffer("offset_T"), self.model.get_buffer("scale_T")
+        # a masked label may be anything, so it is replaced before it is used: 0 times nan is nan
+        labels_RT = torch.where(known_RT, batch.labels_RT, 0.0)
+        losses_RT = functional.binary_cross_entropy_with_logits(
+            logits_RT, torch.where(self._value_T, 0.0, labels_RT), reduction="none"
+        )
+        if self._value_T.any():
+            units_RT = torch.where(known_RT, (labels_RT - offset_T) / scale_T, 0.0)
+            huber_RT = functional.huber_loss(logits_RT, units_RT, reduction="none")
+            losses_RT = torch.where(self._value_T, huber_RT, losses_RT)
+        sums_T = (losses_RT * batch.mask_RT).sum(0)
+        means_T = (sums_T.detach() / batch.mask_RT.sum(0)).tolist()
+        return (sums_T * self._share_T).sum() / usual, means_T
+
+    def _retrieve(self, out: Output, batch: Batch) -> tuple[Tensor, int]:
+        """Sampled softmax of r over the batch's shown items, for rows that fulfilled what is wanted; summed.
+
+        Source: Yi et al. 2019, eq. 5 and algorithm 2; hashed by the item's first id row. Differs: items that the
+        same user fulfilled as well are left out of the competition.
+        """
+        wanted_T = (self._weight_T > 0) & ~self._value_T
+        hit_R = ((batch.labels_RT > 0) & (batch.mask_RT > 0) & wanted_T).any(1)
+        at_P = hit_R.nonzero()[:POSITIVES, 0]
+        steps, last, gap = (self._kept[name] for name in ("steps", "last", "gap"))
+        steps += 1
+        items_C, place_R = torch.unique(batch.row_item_R, return_inverse=True)
+        keys_C = keys_of(batch)[items_C, 0]
+        gap[keys_C] += GAP_RATE * ((steps - last[keys_C]).float() - gap[keys_C])
+        last[keys_C] = steps
+        if not len(at_P) or len(items_C) < 2:
+            return out.utility_R.new_zeros(()), 0
+        user_P = batch.row_slate_R[at_P]
+        r_PC = out.mean_UK[user_P] @ out.phi_IK[items_C].T + out.intercept_I[items_C]
+        r_PC = r_PC + gap[keys_C].clamp(min=1).log()
+        also_UC = torch.zeros(batch.slates, len(items_C), dtype=torch.bool)
+        also_UC[batch.row_slate_R[hit_R], place_R[hit_R]] = True
+        own_PC = functional.one_hot(place_R[at_P], len(items_C)).bool()
+        r_PC = r_PC.masked_fill(also_UC[user_P] & ~own_PC, -torch.inf)
+        return functional.cross_entropy(r_PC, place_R[at_P], reduction="sum"), len(at_P)
+
+    def _agree(self, out: Output) -> Tensor:
+        """One minus the correlation of r with the served utility over the rows: free of scale, so r keeps its own."""
+        with torch.no_grad():
+            chances_RT = torch.where(self._value_T, out.logits_RT, torch.sigmoid(out.logits_RT))
+            served_R = chances_RT @ self._weight_T
+            served_R = served_R - served_R.mean()
+        if len(served_R) < 8 or not float(served_R.std()) > 1e-6:
+            return served_R.new_zeros(())
+        own_R = out.utility_R - out.utility_R.mean()
+        agreement: Tensor = functional.cosine_similarity(own_R, served_R, dim=0, eps=1e-4)
+        return 1 - agreement
+
+    def _descend(self, batch: Batch, rows: Rows) -> None:
+        """Row-wise Adagrad on the touched rows only: one sum of squares per row."""
+        touched_V, rate = batch.touched_V, self.config.learning.row_rate
+        with torch.no_grad():
+            for name, table, leaf in (
+                ("squares_table", self.model.table_VD, rows.table_VD),
+                ("squares_wide", self.model.wide_VT, rows.wide_VT),
+            ):
+                grad = leaf.grad
+                if grad is None:
+                    continue
+                squares = self._kept[name]
+                sums_V = squares[touched_V] + grad.square().mean(1)
+                squares[touched_V] = sums_V
+                table[touched_V] = leaf - rate * grad / (sums_V.sqrt() + 1e-4)[:, None]
+
+    # -- counts ------------------------------------------------------------------------------------------------
+
+    def _note(self, examples: Sequence[Example], catalogue: Catalogue) -> None:
+        for example in examples:
+            if not example.opening:
+                continue
+            rows = catalogue.find(example.items)
+            if rows.min() < 0:
+                continue
+            bags = self.encoder.items(catalogue, rows)
+            starts = np.cumsum(bags.lengths) - bags.lengths
+            keys_N2 = torch.from_numpy(bags.rows[starts[:, None] + np.arange(2)])
+            counts_NF = self.model.counters(keys_N2, torch.tensor([example.time])).numpy()
+            self._notes[example.ranking] = _Note(example.items, counts_NF)
+            if len(self._notes) > NOTES:
+                self._notes.popitem(last=False)
+
+    def _counts(self, taught: Sequence[Example], batch: Batch) -> Tensor:
+        """What the counters said when each row was shown, or say now where that was not noted."""
+        keys_R2 = keys_of(batch)[batch.row_item_R]
+        counts_RF = self.model.counters(keys_R2, batch.times_U[batch.row_slate_R])
+        found, start = counts_RF.numpy(), 0
+        for example in taught:
+            end = start + len(example.items)
+            note = self._notes.get(example.ranking)
+            if note is not None:
+                if len(note.items) == len(example.items):
+                    found[start:end] = note.counts_NF
+                else:
+                    found[start:end] = note.counts_NF[[note.items.index(item) for item in example.items]]
+            start = end
+        return counts_RF
+
+    def _count(self, out: Output, batch: Batch, rows: int) -> None:
+        """Count what was learned; an impression is worth what its place is worth, against an unknown place."""
+        with torch.no_grad():
+            chance_RT, at_place_RT = torch.sigmoid(out.logits_RT), torch.sigmoid(out.logits_RT + out.tower_RT)
+            worth_RT = (at_place_RT / chance_RT.clamp(min=1e-6)).clamp(1 / WORTH, WORTH)
+            known_RT = batch.mask_RT[:rows] > 0
+            self.model.counters.count(
+                keys_of(batch)[batch.row_item_R[:rows]],
+                batch.times_U[batch.row_slate_R[:rows]],
+                torch.where(known_RT, worth_RT[:rows], 0.0),
+                (known_RT & (batch.labels_RT[:rows] > 0)).float(),
+            )
+
+    # -- small parts -------------------------------------------------------------------------------------------
+
+    def _drawn(self, taught: Sequence[Example], catalogue: Catalogue) -> list[Example]:
+        """Catalogue items as negatives for positives that came without a ranking and that nothing else contrasts."""
+        alone = [
+            (example, [t for t, alone in enumerate(self._alone_T) if alone and example.mask_NT[0, t] > 0])
+            for example in taught
+            if not example.ranking
+        ]
+        alone = [(example, places) for example, places in alone if places]
+        if not alone or len(catalogue) < 2:
+            return []
+        drawn = torch.randint(len(catalogue), (len(alone), DRAWN), generator=self.model.generator).tolist()
+        found = []
+        for (example, places), rows in zip(alone, drawn, strict=True):
+            items = tuple(item for row in rows if (item := catalogue.items[row].id) not in example.items)
+            if not items:
+                continue
+            mask_NT = np.zeros((len(items), example.mask_NT.shape[1]), np.float32)
+            mask_NT[:, places] = 1
+            unknown = np.full(len(items), -1, np.int32)
+            found.append(
+                replace(example, items=items, positions=unknown, labels_NT=0 * mask_NT, mask_NT=mask_NT, inline={})
+            )
+        return found
+
+    def _usual(self, batch: Batch) -> float:
+        """The usual number of labelled rows in a batch, a slow mean."""
+        usual = self._kept["usual"]
+        count = float((batch.mask_RT > 0).any(1).sum())
+        usual.copy_(usual + 0.01 * (count - usual) if float(usual) else torch.tensor(count))
+        return max(float(usual), 1.0)
+
+    def _settle(self, batch: Batch) -> None:
+        """Offset and scale of value objectives, from the first SETTLED finite values of each."""
+        if not self._value_T.any():
+            return
+        count_T, mean_T, spread_T = self._kept["values"]
+        for place in self._value_T.nonzero()[:, 0].tolist():
+            column = batch.labels_RT[:, place][batch.mask_RT[:, place] > 0].double()
+            column = column[torch.isfinite(column)]
+            if not len(column) or float(count_T[place]) >= SETTLED:
+                continue
+            total = count_T[place] + len(column)
+            away = column.mean() - mean_T[place]
+            spread_T[place] += (column - column.mean()).square().sum()
+            spread_T[place] += away**2 * count_T[place] * len(column) / total
+            mean_T[place] += away * len(column) / total
+            count_T[place] = total
+            self.model.get_buffer("offset_T")[place] = float(mean_T[place])
+            self.model.get_buffer("scale_T")[place] = max(float((spread_T[place] / total).sqrt()), 1e-3)
+
+
+#: what AdamW keeps for a parameter
+ADAM = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Note:
+    """What the counters said of a slate's items when it was shown."""
+
+    items: tuple[str, ...]
+    counts_NF: NDArray[np.float32]
+
+
+def _nothing(config: Config) -> StepReport:
+    losses = {objective.name: float("nan") for objective in config.objectives}
+    return StepReport(examples=0, rows=0, losses=losses, retrieval=float("nan"), norm=0.0, finite=True)
+
+
+def train(events: Iterable[Event], learner: Learner, joiner: Joiner, *, rows: int = 2048) -> Iterator[StepReport]:
+    """Learn a log in its order, a step each time about `rows` rows became learnable; closes every slate at its end.
+
+    The log is streamed, of any size. For several epochs call it again with a new joiner.
+
+    Args:
+        joiner: with `opening`, counts are as they were when a slate was shown, as they are in serving.
+    """
+    waiting: list[Example] = []
+    count = 0
+    for event in events:
+        for example in joiner.push(event):
+            waiting.append(example)
+            count += 0 if example.opening or example.closing else len(example.items)
+        if count >= rows:
+            yield learner.learn(waiting, joiner.catalogue)
+            waiting, count = [], 0
+    waiting += joiner.flush()
+    if waiting:
+        yield learner.learn(waiting, joiner.catalogue)
