@@ -149,7 +149,7 @@ class Pipeline:
         watch.lap("calibrate")
         order_S, propensity_S, swapped = explore(order_S, self.config.serving.swap, request.seed)
         watch.lap("explore")
-        placed = self._placed(request, pool, scores, utility_N, order_S, propensity_S)
+        placed = self._placed(request, pool, scores, utility_N=utility_N, order_S=order_S, propensity_S=propensity_S)
         watch.lap("slate")
 
         return Slate(
@@ -275,6 +275,7 @@ class Pipeline:
         request: Request,
         pool: _Pool,
         scores: "Scores",
+        *,
         utility_N: NDArray[np.float32],
         order_S: NDArray[np.int64],
         propensity_S: NDArray[np.float64],

@@ -1,0 +1,205 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from ranker.calibration import HALF_LIFE_MS, miscalibration, profile, rerank, shares, worth
+from ranker.catalogue import Catalogue, Item
+from ranker.config import Config, Graded, Objective
+from ranker.evidence import EMPTY, Act, Evidence, Mean
+
+LIKE = Objective(name="like", event="like")
+DISMISS = Objective(name="dismiss", event="dismiss", weight=-2.0)
+STARS = Objective(name="good", event="good", graded=Graded(event="rate", at_least=4.0))
+
+
+def catalogue() -> Catalogue:
+    known = Catalogue(Config(objectives=(LIKE,), interests="genres"))
+    known.put(Item("a", {"genres": ["drama"]}))
+    known.put(Item("b", {"genres": ["comedy", "drama"]}))
+    known.put(Item("c", {}))
+    return known
+
+
+def objective_value(rows, utility, interests, target, strength, *, smoothing=0.01) -> float:
+    """The set function that greedy climbs, written from its definition."""
+    spread = utility.max() - utility.min()
+    scaled = (utility - utility.min()) / spread if spread else utility * 0
+    slots = len(rows)
+    shown = interests[list(rows)].sum(0) / slots
+    wanted = target > 0
+    held = (1 - smoothing) * shown[wanted] + smoothing * target[wanted]
+    return (1 - strength) * scaled[list(rows)].mean() + strength * float(target[wanted] @ np.log(held))
+
+
+def small_case(seed: int, items: int = 8, categories: int = 4):
+    draw = np.random.default_rng(seed)
+    interests = draw.random((items, categories)) * (draw.random((items, categories)) < 0.5)
+    totals = interests.sum(1, keepdims=True)
+    interests = np.divide(interests, totals, out=np.zeros_like(interests), where=totals > 0)
+    return draw.random(items), interests, draw.dirichlet(np.ones(categories))
+
+
+def test_a_profile_is_the_share_of_each_category_in_the_positive_acts():
+    evidence = Evidence(history=(Act("a", "like", 1), Act("b", "like", 1), Act("c", "like", 1)))
+    known = catalogue()
+    assert known.categories == ["drama", "comedy"]
+    assert profile(evidence, known, 5, objectives=(LIKE,)) == pytest.approx([0.75, 0.25])
+
+
+def test_only_positive_acts_count_and_only_up_to_now():
+    acts = (Act("a", "like", 1), Act("b", "dismiss", 1), Act("b", "view", 2), Act("b", "like", 9))
+    assert profile(Evidence(history=acts), catalogue(), 5, objectives=(LIKE, DISMISS)) == pytest.approx([1, 0])
+
+
+def test_an_act_of_one_half_life_ago_counts_half():
+    acts = (Act("b", "like", 0), Act("a", "like", HALF_LIFE_MS))
+    assert profile(Evidence(history=acts), catalogue(), 2 * HALF_LIFE_MS) == pytest.approx([1.25 / 1.5, 0.25 / 1.5])
+
+
+def test_no_history_gives_no_profile_and_the_population_fills_in_where_it_is_given():
+    assert not profile(EMPTY, catalogue(), 5).any()
+    filled = profile(EMPTY, catalogue(), 5, population_C=np.array([0.5, 0.5]))
+    assert filled == pytest.approx([0.5, 0.5])
+    one = Evidence(history=(Act("a", "like", 1),))
+    mixed = profile(one, catalogue(), 5, population_C=np.array([0.0, 1.0]), pseudo_acts=3.0)
+    assert mixed == pytest.approx([0.25, 0.75])
+
+
+def test_acts_on_unknown_items_are_left_out():
+    assert not profile(Evidence(history=(Act("zz", "like", 1),)), catalogue(), 5).any()
+
+
+def test_what_an_act_is_worth_follows_the_objectives():
+    means = Evidence(means={"watch": Mean(2, 20.0), "rate": Mean(2, 6.0)})
+    watch = Objective(name="watch", event="watch", kind="value", weight=0.5)
+    above = Objective(name="above", event="rate", threshold="user-mean")
+    low = Objective(name="low", event="x", weight=-1.0, graded=Graded(event="rate", at_most=2.0))
+    assert worth(Act("a", "rate", 0, 4.0), means, (STARS,)) == 1
+    assert worth(Act("a", "rate", 0, 3.5), means, (STARS,)) == 0
+    assert worth(Act("a", "rate", 0, None), means, (STARS,)) == 0
+    assert worth(Act("a", "watch", 0, 11.0), means, (watch,)) == 0.5
+    assert worth(Act("a", "watch", 0, 10.0), means, (watch,)) == 0
+    assert worth(Act("a", "rate", 0, 3.5), means, (above,)) == 1
+    assert worth(Act("a", "rate", 0, 3.5), EMPTY, (above,)) == 0
+    assert worth(Act("a", "rate", 0, 1.0), means, (above, low)) == 0
+    assert worth(Act("a", "dismiss", 0), means, (DISMISS,)) == 0
+
+
+def test_the_chosen_set_is_the_best_one_of_a_tiny_case():
+    utility = np.array([0.9, 0.8, 0.7, 0.1])
+    interests = np.array([[1.0, 0], [1, 0], [1, 0], [0, 1]])
+    target = np.array([0.5, 0.5])
+    assert rerank(utility, interests, target, slots=2, strength=0.9).tolist() == [0, 3]
+    best = max(combinations(range(4), 2), key=lambda rows: objective_value(rows, utility, interests, target, 0.9))
+    assert best == (0, 3)
+
+
+def test_lambda_zero_is_the_order_of_utility():
+    utility, interests, target = small_case(1)
+    chosen = rerank(utility, interests, target, slots=5, strength=0.0)
+    assert chosen.tolist() == np.argsort(-utility)[:5].tolist()
+
+
+def test_lambda_one_calibrates_best_and_lets_utility_break_ties():
+    utility = np.array([0.1, 0.2, 0.9, 0.8])
+    interests = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    chosen = rerank(utility, interests, np.array([0.5, 0.5]), slots=2, strength=1.0)
+    assert chosen.tolist() == [2, 1]
+
+
+def test_without_a_profile_or_with_places_for_all_the_order_is_that_of_utility():
+    utility, interests, target = small_case(2)
+    best = np.argsort(-utility)
+    assert rerank(utility, interests, target * 0, slots=3, strength=0.5).tolist() == best[:3].tolist()
+    assert rerank(utility, interests, target, slots=99, strength=0.5).tolist() == best.tolist()
+    assert rerank(utility, interests[:, :0], target[:0], slots=3, strength=0.5).tolist() == best[:3].tolist()
+
+
+def test_candidates_without_categories_may_be_chosen_for_their_utility():
+    utility = np.array([1.0, 0.2, 0.1])
+    interests = np.array([[0.0, 0], [1, 0], [0, 1]])
+    target = np.array([0.5, 0.5])
+    assert 0 in rerank(utility, interests, target, slots=2, strength=0.1)
+    assert 0 not in rerank(utility, interests, target, slots=2, strength=0.9)
+
+
+def test_equal_utilities_leave_the_choice_to_calibration():
+    interests = np.array([[1.0, 0], [1, 0], [0, 1]])
+    assert rerank(np.ones(3), interests, np.array([0.5, 0.5]), slots=2, strength=0.3).tolist() == [0, 2]
+
+
+def test_scores_are_scaled_so_that_their_unit_does_not_matter():
+    utility, interests, target = small_case(3, items=12)
+    once = rerank(utility, interests, target, slots=4, strength=0.5)
+    assert rerank(1000 * utility - 7, interests, target, slots=4, strength=0.5).tolist() == once.tolist()
+
+
+@given(st.integers(0, 10**6), st.floats(0.05, 1.0))
+@settings(max_examples=60, deadline=None)
+def test_greedy_reaches_at_least_its_guaranteed_share_of_the_optimum(seed, strength):
+    utility, interests, target = small_case(seed)
+    slots = 3
+
+    def gain(rows):  # over the empty set, whose log terms are log(alpha p)
+        empty = strength * float(target @ np.log(0.01 * target))
+        return objective_value(rows, utility, interests, target, strength) - empty
+
+    optimum = max(gain(rows) for rows in combinations(range(len(utility)), slots))
+    reached = gain(rerank(utility, interests, target, slots=slots, strength=strength))
+    assert (1 - 1 / np.e) * optimum - 1e-9 <= reached <= optimum + 1e-9
+
+
+@given(st.integers(0, 10**6), st.floats(0, 1), st.integers(1, 12))
+@settings(max_examples=60, deadline=None)
+def test_the_incremental_terms_give_what_plain_greedy_gives(seed, strength, slots):
+    utility, interests, target = small_case(seed, items=12)
+    order = list(np.argsort(-utility, kind="stable"))
+    picked: list[int] = []
+    spread = utility.max() - utility.min()
+    scaled = (utility - utility.min()) / spread
+
+    def gain(n):
+        held = 0.99 * interests[[*picked, n]].sum(0) / slots + 0.01 * target
+        return (1 - strength) * scaled[n] / slots + strength * float(target @ np.log(held))
+
+    for _ in range(slots):
+        left = [n for n in order if n not in picked]
+        picked.append(max(left, key=lambda n: round(gain(n), 12)))
+    chosen = rerank(utility, interests, target, slots=slots, strength=strength)
+    assert len(set(chosen.tolist())) == slots
+    assert (np.diff(utility[chosen]) <= 0).all()
+    assert set(chosen.tolist()) == set(picked)
+
+
+@given(arrays(np.float64, 5, elements=st.floats(0, 1)), arrays(np.float64, 5, elements=st.floats(0, 1)))
+def test_miscalibration_is_never_negative_and_zero_only_where_shares_are_equal(p, q):
+    if not p.sum() or not q.sum():
+        return
+    p, q = p / p.sum(), q / q.sum()
+    found = miscalibration(p, q)
+    assert found >= 0
+    assert miscalibration(p, p) == pytest.approx(0, abs=1e-12)
+    if np.abs(p - q).max() > 1e-3:
+        assert found > 0
+
+
+def test_a_missing_category_costs_no_more_than_its_smoothing_allows():
+    assert miscalibration(np.array([1.0, 0]), np.array([0, 1.0]), 0.01) == pytest.approx(-np.log(0.01))
+
+
+def test_shares_weigh_the_items_and_pass_over_those_without_categories():
+    interests = np.array([[1.0, 0], [0, 1], [0, 0]])
+    assert shares(interests) == pytest.approx([0.5, 0.5])
+    assert shares(interests, np.array([3.0, 1, 9])) == pytest.approx([0.75, 0.25])
+    assert not shares(interests[2:]).any()
+
+
+def test_nothing_that_is_given_is_changed():
+    utility, interests, target = small_case(5)
+    before = utility.copy(), interests.copy(), target.copy()
+    rerank(utility, interests, target, slots=4, strength=0.7)
+    assert all(np.array_equal(a, b) for a, b in zip(before, (utility, interests, target), strict=True))

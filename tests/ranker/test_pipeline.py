@@ -1,0 +1,261 @@
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ranker.catalogue import Catalogue, Item
+from ranker.config import Calibration, Config, Inputs, Objective, Serving
+from ranker.errors import RequestError
+from ranker.evidence import EMPTY, Act, Evidence
+from ranker.model import Inference, Model
+from ranker.pipeline import Pipeline, Request, explore
+
+GENRES = ["action", "comedy", "drama", "noir"]
+CONFIG = Config(
+    objectives=(
+        Objective(name="click", event="click", biased=True),
+        Objective(name="like", event="like", weight=2.0),
+        Objective(name="dismiss", event="dismiss", weight=-1.0),
+    ),
+    fields=Inputs(item={"genres": "categories", "year": "number"}, request={"device": "category"}),
+    interests="genres",
+    scale="tiny",
+    serving=Serving(slate=10, candidates=30, swap=0.0),
+)
+NOW = 1_700_000_000_000
+
+
+def make(config: Config = CONFIG, items: int = 60) -> Pipeline:
+    catalogue = Catalogue(config)
+    for n in range(items):
+        catalogue.put(Item(f"i{n}", {"genres": [GENRES[n % 4]], "year": 1950.0 + n}, NOW - 1000 * n))
+    model = Model(config, torch.Generator().manual_seed(3))
+    inference = Inference(config, model.state_dict())
+    inference.attach(catalogue)
+    return Pipeline(config, inference, catalogue, "v1")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return make()
+
+
+def history(*items: str) -> Evidence:
+    return Evidence(history=tuple(Act(item, "like", NOW - 1000 + n) for n, item in enumerate(items)))
+
+
+FAN = history("i3", "i7", "i11", "i15")
+
+
+def test_the_slate_is_ordered_by_the_weighted_sum_of_the_probabilities(pipeline):
+    slate = pipeline.rank(Request(user="u", items=["i1", "i2", "i3", "i4"], now=NOW))
+    assert sorted(item.id for item in slate.items) == ["i1", "i2", "i3", "i4"]
+    assert [item.position for item in slate.items] == [0, 1, 2, 3]
+    for item in slate.items:
+        click, like, dismiss = item.probabilities
+        assert item.utility == pytest.approx(click + 2 * like - dismiss, abs=1e-6)
+    utilities = [item.utility for item in slate.items]
+    assert utilities == sorted(utilities, reverse=True)
+    assert (slate.version, slate.removed, slate.swapped) == ("v1", (), None)
+    assert list(slate.timings_ms) == ["taste", "candidates", "score", "calibrate", "explore", "slate", "total"]
+    assert slate.timings_ms["total"] == pytest.approx(sum(list(slate.timings_ms.values())[:-1]))
+
+
+def test_weights_of_a_request_replace_those_they_name(pipeline):
+    slate = pipeline.rank(Request(user="u", items=["i1", "i2"], now=NOW, weights={"dismiss": -5.0}))
+    assert slate.weights == {"click": 1.0, "like": 2.0, "dismiss": -5.0}
+    item = slate.items[0]
+    assert item.utility == pytest.approx(item.probabilities[0] + 2 * item.probabilities[1] - 5 * item.probabilities[2])
+
+
+@pytest.mark.parametrize(
+    ("request_", "thing"),
+    [
+        (Request(user="u", items=["i1"], weights={"clicks": 1.0}), "weights"),
+        (Request(user="u", items=["i1"], weights={"click": math.nan}), "weights.click"),
+        (Request(user="u", items=["i1"], calibration=1.5), "calibration"),
+        (Request(user="u", items=["i1"], calibration=math.nan), "calibration"),
+        (Request(user="u", items=["i1"], limit=0), "limit"),
+        (Request(user="u", limit=-1), "limit"),
+        (Request(user="u", items=[]), "items"),
+        (Request(user="u", items=["i"] * 10_001), "items"),
+    ],
+)
+def test_a_request_that_cannot_be_answered_is_refused_by_name(pipeline, request_, thing):
+    with pytest.raises(RequestError) as caught:
+        pipeline.rank(request_)
+    assert caught.value.thing == thing
+    assert caught.value.remedy
+
+
+def test_an_unknown_objective_is_answered_with_the_valid_ones(pipeline):
+    with pytest.raises(RequestError, match="click, like, dismiss"):
+        pipeline.rank(Request(user="u", items=["i1"], weights={"clicks": 1.0}))
+
+
+def test_the_first_of_equal_candidates_counts_and_the_slate_says_so(pipeline):
+    slate = pipeline.rank(Request(user="u", items=["i1", "i2", "i1"], now=NOW))
+    assert [item.id for item in slate.items].count("i1") == 1
+    assert slate.removed == (("i1", "duplicate: its first place among the candidates counts"),)
+
+
+def test_unknown_items_and_unknown_users_are_ranked(pipeline):
+    slate = pipeline.rank(Request(user="nobody", items=["i1", "never-seen", "never-seen-2"], now=NOW))
+    assert len(slate.items) == 3
+    assert slate.evidence == {"history": 0}
+    assert slate.miscalibration is None
+    by_id = {item.id: item.utility for item in slate.items}
+    assert by_id["never-seen"] == pytest.approx(by_id["never-seen-2"], abs=0.05)
+
+
+def test_fields_that_come_with_a_candidate_are_used(pipeline):
+    bare = pipeline.rank(Request(user="u", items=["i9", "new"], now=NOW))
+    told = pipeline.rank(
+        Request(user="u", items=[Item("i9", {"year": 5.0}), Item("new", {"genres": ["noir"]})], now=NOW)
+    )
+    before, after = ({item.id: item.utility for item in slate.items} for slate in (bare, told))
+    assert before["i9"] != after["i9"]
+    assert before["new"] != after["new"]
+
+
+def test_fields_that_say_nothing_new_change_nothing(pipeline):
+    bare = pipeline.rank(Request(user="u", items=["i9", "i8"], now=NOW))
+    told = pipeline.rank(Request(user="u", items=[Item("i9", {"year": 1959.0}), Item("i8")], now=NOW))
+    assert bare.items == told.items
+
+
+def test_an_item_that_is_known_but_not_embedded_yet_is_ranked():
+    pipeline = make()
+    pipeline.catalogue.put(Item("late", {"genres": ["noir"], "year": 1990.0}, NOW))
+    before = pipeline.rank(Request(user="u", items=["late", "i1"], now=NOW))
+    pipeline.inference.attach(pipeline.catalogue)
+    after = pipeline.rank(Request(user="u", items=["late", "i1"], now=NOW))
+    utilities = [{item.id: item.utility for item in slate.items} for slate in (before, after)]
+    assert utilities[0] == pytest.approx(utilities[1], abs=1e-5)
+
+
+def test_a_candidates_score_does_not_depend_on_the_others(pipeline):
+    many = pipeline.rank(Request(user="u", items=[f"i{n}" for n in range(50)], now=NOW), FAN)
+    few = pipeline.rank(Request(user="u", items=["i4", "i30"], now=NOW), FAN)
+    utilities = {item.id: item.utility for item in many.items}
+    assert {item.id: item.utility for item in few.items} == pytest.approx(
+        {"i4": utilities["i4"], "i30": utilities["i30"]}, abs=1e-5
+    )
+
+
+def test_without_a_limit_all_candidates_are_placed_and_a_limit_cuts(pipeline):
+    items = [f"i{n}" for n in range(40)]
+    assert len(pipeline.rank(Request(user="u", items=items, now=NOW), FAN).items) == 40
+    limited = pipeline.rank(Request(user="u", items=items, now=NOW, limit=7), FAN)
+    assert len(limited.items) == 7
+    assert len(pipeline.rank(Request(user="u", items=items[:3], now=NOW, limit=7), FAN).items) == 3
+
+
+def test_calibration_brings_the_first_places_closer_to_the_profile(pipeline):
+    items = [f"i{n}" for n in range(40)]
+    plain = pipeline.rank(Request(user="u", items=items, now=NOW, calibration=0.0), FAN)
+    calibrated = pipeline.rank(Request(user="u", items=items, now=NOW, calibration=0.9), FAN)
+    assert plain.miscalibration == plain.miscalibration_before == calibrated.miscalibration_before
+    assert calibrated.miscalibration < plain.miscalibration
+    first = [item.utility for item in calibrated.items[:10]]
+    rest = [item.utility for item in calibrated.items[10:]]
+    assert first == sorted(first, reverse=True)
+    assert rest == sorted(rest, reverse=True)
+    assert {item.id for item in calibrated.items} == set(items)
+
+
+def test_recommend_leaves_out_what_is_in_the_history(pipeline):
+    slate = pipeline.rank(Request(user="u", now=NOW), FAN)
+    assert len(slate.items) == 10
+    assert not {act.item for act in FAN.history} & {item.id for item in slate.items}
+    everything = pipeline.rank(Request(user="u", now=NOW, limit=200, exclude_seen=False), FAN)
+    assert len(everything.items) == 60
+    without = pipeline.rank(Request(user="u", now=NOW, limit=200), FAN)
+    assert len(without.items) == 56
+    assert ("i3", "already in the history") in without.removed
+
+
+def test_recommending_from_an_empty_catalogue_gives_an_empty_slate():
+    assert make(items=0).rank(Request(user="u", now=NOW), EMPTY).items == ()
+
+
+def test_explain_adds_reward_interests_and_profile(pipeline):
+    slate = pipeline.rank(Request(user="u", items=["i1", "i2", "odd"], now=NOW, explain=True), FAN)
+    interests = {item.id: item.interests for item in slate.items}
+    assert interests == {"i1": {"comedy": 1.0}, "i2": {"drama": 1.0}, "odd": {}}
+    assert all(item.reward is not None for item in slate.items)
+    assert slate.profile == {"noir": pytest.approx(1.0)}
+    plain = pipeline.rank(Request(user="u", items=["i1", "i2", "odd"], now=NOW), FAN)
+    assert plain.profile is None
+    assert plain.items[0].reward is None
+
+
+def test_logged_probabilities_are_those_at_the_position_served(pipeline):
+    slate = pipeline.rank(Request(user="u", items=["i1", "i2"], now=NOW, fields={"device": "phone"}))
+    for item in slate.items:
+        logits = np.log(np.array(item.probabilities) / (1 - np.array(item.probabilities)))[None].astype(np.float32)
+        wanted = pipeline.inference.probabilities_at(logits, np.array([item.position]), {"device": "phone"})
+        assert item.expected == pytest.approx(wanted[0].tolist(), abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_slate():
+    pipeline = make(Config(objectives=CONFIG.objectives, scale="tiny", serving=Serving(swap=0.5)))
+    for seed in range(20):
+        request = Request(user="u", items=[f"i{n}" for n in range(6)], now=NOW, seed=seed)
+        assert pipeline.rank(request).items == pipeline.rank(request).items
+
+
+def test_a_swap_exchanges_neighbours_and_keeps_propensities_with_their_places():
+    pipeline = make(Config(objectives=CONFIG.objectives, scale="tiny", serving=Serving(swap=1.0)))
+    slate = pipeline.rank(Request(user="u", items=[f"i{n}" for n in range(5)], now=NOW, seed=4))
+    assert slate.swapped is not None
+    upper, lower = slate.items[slate.swapped], slate.items[slate.swapped + 1]
+    assert upper.utility <= lower.utility
+    assert upper.propensity == lower.propensity == 0.25
+    assert [item.position for item in slate.items] == [0, 1, 2, 3, 4]
+
+
+def test_exploration_logs_what_two_items_and_three_items_make_exact():
+    order, chance, swapped = explore(np.array([4, 5]), 0.2, seed=0)
+    assert chance.tolist() == pytest.approx([0.8, 0.8] if swapped is None else [0.2, 0.2])
+    order, chance, swapped = explore(np.array([4, 5, 6]), 0.2, seed=2)
+    assert swapped is None
+    assert order.tolist() == [4, 5, 6]
+    assert chance.tolist() == pytest.approx([0.9, 0.8, 0.9])
+
+
+@given(st.integers(2, 6), st.floats(0.05, 1.0))
+@settings(max_examples=10, deadline=None)
+def test_logged_propensities_are_the_frequencies_of_the_draw(places, swap):
+    draws, order = 4000, np.arange(places)
+    seen: Counter[tuple[int, int]] = Counter()
+    logged: dict[tuple[int, int], float] = {}
+    for seed in range(draws):
+        drawn, chance, _ = explore(order, swap, seed)
+        for place, (item, p) in enumerate(zip(drawn.tolist(), chance.tolist(), strict=True)):
+            seen[place, item] += 1
+            assert logged.setdefault((place, item), p) == p
+    for pair, count in seen.items():
+        p = logged[pair]
+        assert 0 < p <= 1
+        assert abs(count / draws - p) <= 5 * math.sqrt(p * (1 - p) / draws) + 1e-9
+    for place in range(places):
+        assert sum(p for (at, _), p in logged.items() if at == place) <= 1 + 1e-9
+
+
+def test_calibration_can_be_switched_off_by_configuration():
+    config = Config(
+        objectives=CONFIG.objectives,
+        fields=CONFIG.fields,
+        interests="genres",
+        scale="tiny",
+        calibration=Calibration(strength=0.0),
+        serving=CONFIG.serving,
+    )
+    slate = make(config).rank(Request(user="u", items=[f"i{n}" for n in range(40)], now=NOW), FAN)
+    utilities = [item.utility for item in slate.items]
+    assert utilities == sorted(utilities, reverse=True)
