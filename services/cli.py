@@ -17,7 +17,7 @@ from rich.console import Console
 from ranker.errors import PlurankError, RequestError
 
 Handler = Callable[[argparse.Namespace, Console], Any]
-LOOPS = ("service", "trainer", "profiles", "monitor", "audience", "archive")
+PARTS = ("service", "trainer", "profiles", "monitor")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
 
     serve = command("serve", _serve, "the service and its loops, on the Kafka, Valkey and Ray it is given")
     serve.add_argument("--config", type=Path, metavar="FILE", help="plurank.toml")
-    serve.add_argument("--only", nargs="+", choices=LOOPS[:4], metavar="PART", help="some of: " + ", ".join(LOOPS[:4]))
+    serve.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help="some of: " + ", ".join(PARTS))
 
     train = command("train", _train, "train a version on event files, in time order")
     _events(train)
@@ -122,8 +122,9 @@ def parser() -> argparse.ArgumentParser:
     experiment.add_argument("rest", nargs=argparse.REMAINDER, help="options of the experiment")
 
     run = commands.add_parser("run", parents=[common])  # one process of `up` or `serve`; no help on purpose
-    run.add_argument("part", choices=LOOPS)
+    run.add_argument("part", choices=(*PARTS, "audience"))
     run.add_argument("--config", type=Path)
+    run.add_argument("--child", action="store_true")
     run.add_argument("--visits", type=float, default=10.0)
     run.set_defaults(handler=_run)
     return top
@@ -153,13 +154,13 @@ def _up(args: argparse.Namespace, console: Console) -> Any:
 def _serve(args: argparse.Namespace, console: Console) -> Any:
     from services import settings, up
 
-    return up.serve(settings.load(args.config, os.environ), tuple(args.only or LOOPS[:4]), args.config, console)
+    return up.serve(settings.load(args.config, os.environ), tuple(args.only or PARTS), args.config, console)
 
 
 def _run(args: argparse.Namespace, console: Console) -> Any:
     from services import loops
 
-    return loops.run(args.part, args.config, visits=args.visits)
+    loops.run(args.part, args.config, child=args.child, visits=args.visits)
 
 
 def _train(args: argparse.Namespace, console: Console) -> Any:

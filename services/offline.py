@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ranker import config as configuration
-from ranker import datasets, evaluation, heldout
+from ranker import datasets, evaluation
+from ranker import learner as learning
 from ranker.config import Config
 from ranker.errors import DataError, EventError
 from ranker.events import Event
@@ -35,6 +36,7 @@ class Rejected:
         self.count, self.first = 0, ""
 
     def __call__(self, path: Path, line: int, raw: bytes, error: EventError) -> None:
+        """Note one line."""
         self.count += 1
         self.first = self.first or f"{path.name}:{line}: {error}"
 
@@ -110,7 +112,7 @@ def first_version(
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
-        seen = 0
+        seen = skipped = 0
         for epoch in range(epochs):
             task = progress.add_task(f"learning, pass {epoch + 1} of {epochs}", total=total or seen or None)
             seen = 0
@@ -124,10 +126,12 @@ def first_version(
                     yield event
                 progress.update(task, completed=seen, total=seen)
 
-            learner, joiner = heldout.fit(config, counted(), learner=learner, joiner=Joiner(config))
+            joiner = Joiner(config, opening=True)
+            for step in learning.train(counted(), learner, joiner):
+                skipped += not step.finite
     if not seen:
         raise DataError(data, "no events", "name a log that holds events")
-    facts = {"data": data, "events": seen, "epochs": epochs, "items": len(joiner.catalogue)}
+    facts = {"data": data, "events": seen, "epochs": epochs, "items": len(joiner.catalogue), "skipped": skipped}
     weights = learner.weights()
     golden = Golden.record(config, weights, joiner.catalogue, _cases(joiner))
     version = registry.save(weights, config, metrics={"training": facts}, golden=golden, parent=None)
@@ -165,9 +169,7 @@ def evaluate(
         config = configuration_of(names, path, console)
     data = ", ".join(Path(name).name for name in names)
     with console.status("evaluating") as line:
-        report = evaluation.evaluate_log(
-            log, config, weights, data=data, seed=seed, progress=lambda text: line.update(text)
-        )
+        report = evaluation.evaluate_log(log, config, weights, data=data, seed=seed, progress=line.update)
     for part in report.parts:
         header, lines = report.table(part)
         table = Table(*header, title=f"{report.data}: {part}", title_justify="left")

@@ -1,0 +1,84 @@
+"""The live line of `plurank up`: what its processes say of themselves, gathered into one line a second."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from services import status
+
+STALE_S = 10.0
+
+
+def gather(state: Path) -> dict[str, Any]:
+    """The figures of all processes as plain data."""
+    found = status.read(state / "status")
+    trainer, profiles, monitor = (found.get(name, {}) for name in ("trainer", "profiles", "monitor"))
+    audience = found.get("audience", {})
+    now = time.time()
+    return {
+        "events": profiles.get("events"),
+        "lag": {name: facts["lag"] for name, facts in found.items() if "lag" in facts},
+        "version": audience.get("version") or trainer.get("version"),
+        "promoted": trainer.get("promoted"),
+        "auc": trainer.get("auc", {}),
+        "ndcg": monitor.get("ndcg", {}),
+        "satisfaction": audience.get("satisfaction"),
+        "first": audience.get("first"),
+        "chance": audience.get("chance"),
+        "oracle": audience.get("oracle"),
+        "audience": audience.get("audience"),
+        "visits": audience.get("visits"),
+        "answers": audience.get("answers", {}),
+        "p50_ms": audience.get("p50_ms"),
+        "p99_ms": audience.get("p99_ms"),
+        "trouble": {name: facts["trouble"] for name, facts in found.items() if facts.get("trouble")},
+        "silent": [name for name, facts in found.items() if now - facts["at"] > STALE_S],
+    }
+
+
+class Line:
+    """Writes the line: in place on a terminal, one below the other elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._events: tuple[float, int] | None = None
+
+    def show(self, facts: Mapping[str, Any]) -> None:
+        """Write it."""
+        now, events = time.monotonic(), facts["events"] or 0
+        before, self._events = self._events, (now, events)
+        pace = max(0.0, (events - before[1]) / (now - before[0])) if before else 0.0
+        self._console.print(line(facts, pace), markup=False)
+
+
+def line(facts: Mapping[str, Any], pace: float) -> str:
+    """The line in words.
+
+    Example:
+        >>> line({"lag": {"trainer": 3}, "version": "v7", "auc": {"click": 0.7}, "ndcg": {"gender F": 0.5}}, 12.3)
+        '12 events/s · lag 3 · v7 · AUC click .700 · NDCG gender F .500'
+    """
+    parts = [f"{pace:.0f} events/s", f"lag {max(facts['lag'].values(), default=0)}", str(facts.get("version"))]
+    if auc := {name: value for name, value in facts["auc"].items() if value is not None}:
+        parts.append("AUC " + " ".join(f"{name} {_share(value)}" for name, value in auc.items()))
+    if ndcg := {name: value for name, value in facts["ndcg"].items() if value is not None}:
+        parts.append("NDCG " + " ".join(f"{name} {_share(value)}" for name, value in ndcg.items()))
+    if facts.get("satisfaction") is not None:
+        parts.append(
+            f"satisfaction {_share(facts['satisfaction'])} (first version {_share(facts['first'])}, random "
+            f"{_share(facts['chance'])}, best {_share(facts['oracle'])}; {facts['audience']})"
+        )
+    if facts.get("answers"):
+        good, total = facts["answers"].get("200", 0), sum(facts["answers"].values())
+        parts.append(f"{good:,} of {total:,} answers 200, p50 {facts['p50_ms'] or 0:.1f} ms")
+    parts += [f"{name}: {words}" for name, words in facts.get("trouble", {}).items()]
+    if facts.get("silent"):
+        parts.append("silent: " + ", ".join(facts["silent"]))
+    return " · ".join(parts)
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}".removeprefix("0")

@@ -1,0 +1,395 @@
+"""`plurank up`: everything on this machine, from the broker to an audience; and `serve`, the same loops without it.
+
+The audience's clicks are simulated, the ratings they come from are real. Ctrl-C ends in order: the audience first,
+then the service, then the loops once they have read what is there, then what held it all.
+"""
+
+import contextlib
+import fcntl
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+
+from ranker.errors import ConfigError, PlurankError, RegistryError
+from ranker.events import Event
+from ranker.registry import Registry
+from ranker.simulation import Audience
+from services import live, offline, status
+from services.client import Client
+from services.embedded import Broker, Valkey
+from services.settings import Settings
+from services.supervisor import Supervisor, sweep
+from services.tokens import Tokens
+from streaming import log
+from streaming.log import Writer
+from streaming.monitor import GROUP as MONITOR
+from streaming.profiles import GROUP as PROFILES
+from streaming.replay import replay
+from streaming.trainer import GROUP as TRAINER
+
+GROUPS = (PROFILES, TRAINER, MONITOR)
+#: seconds a stop may take in all, and what of them the loops get to read what is there
+STOP_S, DRAIN_S = 7.0, 1.5
+READY_S = 120.0
+SETTINGS, HISTORY, PID = "plurank.toml", "history.json", "up.pid"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What `plurank up` was asked for."""
+
+    data: tuple[str, ...] = (offline.MOVIELENS,)
+    state: Path = Path("var")
+    config: Path | None = None
+    port: int = 8080
+    replicas: int = 2
+    scale: str | None = None
+    visits: float = 10.0
+    seconds: float | None = None
+
+
+@dataclass
+class _Running:
+    """What has been started so far, so that it can be ended from wherever it stopped."""
+
+    supervisor: Supervisor
+    settings: Settings
+    console: Console
+    broker: Broker | None = None
+    store: Valkey | None = None
+    timings: dict[str, float] = field(default_factory=dict)
+
+
+def up(plan: Plan, console: Console) -> dict[str, Any]:
+    """Start everything, show one line a second until told to stop, end everything.
+
+    Raises:
+        PlurankError: a part cannot be had or does not come up.
+    """
+    begun = time.monotonic()
+    plan.state.mkdir(parents=True, exist_ok=True)
+    with _alone(plan.state), _interruptible():
+        config = offline.configuration_of(plan.data, plan.config, console)
+        if plan.scale:
+            config = msgspec.structs.replace(config, scale=plan.scale)
+        state = str(plan.state.absolute())
+        settings = Settings(config=config, state=state, port=plan.port, replicas=plan.replicas)
+        running = _Running(Supervisor(plan.state / "log"), settings, console)
+        facts: dict[str, Any] = {}
+        try:
+            _start(plan, running, begun)
+            facts = _watch(running, plan.seconds)
+        except KeyboardInterrupt:
+            facts = live.gather(settings.state_dir)
+        finally:
+            _deaf()
+            facts["stopped_in"] = _stop(running)
+        facts["timings"] = running.timings
+        return facts
+
+
+def _start(plan: Plan, running: _Running, begun: float) -> None:
+    console, supervisor = running.console, running.supervisor
+    state = running.settings.state_dir
+    for old in (state / "status").glob("*.json"):
+        old.unlink()
+    running.store = Valkey(state / "store")
+    running.store.start()
+    console.print(f"store     Valkey on {running.store.url}")
+    running.broker = Broker(state / "broker", groups=GROUPS)
+    carried = running.broker.start()
+    running.settings = settings = msgspec.structs.replace(
+        running.settings, brokers=running.broker.url, store=running.store.url, segmented=True
+    )
+    console.print(f"log       Tansu on {running.broker.url}, in memory, kept short in {state / 'broker'}")
+    if carried:
+        console.print(f"          {carried:,} events that the last run had not worked off are in it again")
+    path = write_settings(settings, state / SETTINGS)
+    tokens = Tokens.open(settings.token_dir)
+    _run(supervisor, "service", path)
+    console.print(f"service   Ray Serve, {settings.replicas} replicas behind HAProxy on port {settings.port}")
+    _run(supervisor, "profiles", path)
+    _run(supervisor, "monitor", path)
+
+    history, total = _history(plan)
+    if not (state / HISTORY).exists():
+        sent = _send(history(), settings)
+        (state / HISTORY).write_bytes(msgspec.json.encode({"data": plan.data, "events": sent}))
+        console.print(f"history   {sent:,} events into the log")
+    registry = Registry(settings.registry_dir)
+    pointer = registry.current()
+    if pointer is None:
+        epochs = 2 if settings.config.scale != "tiny" else 1
+        data = ", ".join(plan.data)
+        offline.first_version(settings.config, history, registry, console, epochs=epochs, data=data, total=total)
+        pointer = registry.current()
+    else:
+        console.print(f"model     {pointer.version} out of {settings.registry_dir}")
+    _run(supervisor, "trainer", path)
+    console.print("loops     profiles, trainer, monitor; their words are in " + str(supervisor.logs))
+    running.timings["started"] = time.monotonic() - begun
+
+    url = f"http://{settings.host}:{settings.port}"
+    user, items = _example(history())
+    client = Client(url, tokens["rank"])
+    _ready(client, running)
+    running.timings["ready"] = time.monotonic() - begun
+    answer = client.call("POST", "/v1/rank", {"user": user, "items": items})
+    running.timings["first_answer"] = time.monotonic() - begun
+    first = ", ".join(item["id"] for item in answer["items"])
+    console.print(
+        f"\n[bold]{url}[/] ranked its first slate {running.timings['first_answer']:.0f} s after the start: {first}\n"
+        f"console and API at {url}/docs; a token a scope in {settings.token_dir} (mode 600)\n"
+        f"token to rank: {tokens['rank']}\n\n"
+        f"try it:\n\n{curl(url, tokens['rank'], user, items)}\n"
+    )
+    if tuple(plan.data) == (offline.MOVIELENS,):
+        _run(supervisor, "audience", path, "--visits", str(plan.visits))
+        console.print("audience  simulated clicks on real ratings (the half of MovieLens that the model never sees)\n")
+    else:
+        console.print("audience  none: there is no truth to simulate one from; `plurank replay` sends events\n")
+
+
+def curl(url: str, token: str, user: str, items: Sequence[str]) -> str:
+    """A command that works when pasted."""
+    body = msgspec.json.encode({"user": user, "items": list(items)}).decode()
+    return f"curl -s {url}/v1/rank -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{body}'"
+
+
+def serve(settings: Settings, parts: Sequence[str], path: Path | None, console: Console) -> dict[str, Any]:
+    """Run the service and its loops on the Kafka, Valkey and Ray of the settings until told to stop.
+
+    Raises:
+        LogUnavailable: the log cannot be reached or made.
+    """
+    with _interruptible():
+        running = _Running(Supervisor(settings.state_dir / "log"), settings, console)
+        facts: dict[str, Any] = {}
+        try:
+            log.create(settings.log)
+            for part in parts:
+                _run(running.supervisor, part, path)
+            console.print(f"{', '.join(parts)} on {settings.brokers}; words are in {running.supervisor.logs}")
+            facts = _watch(running, None)
+        except KeyboardInterrupt:
+            facts = live.gather(settings.state_dir)
+        finally:
+            _deaf()
+            facts["stopped_in"] = _stop(running)
+        return facts
+
+
+def down(state: Path, console: Console) -> dict[str, Any]:
+    """End the `up` that runs on this state folder and wait for it."""
+    try:
+        pid = int((state / PID).read_text())
+        os.kill(pid, signal.SIGTERM)
+    except (OSError, ValueError):
+        console.print(f"nothing runs on {state}")
+        return {"ended": False}
+    begun = time.monotonic()
+    while time.monotonic() - begun < 2 * STOP_S:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.05)
+    console.print(f"ended in {time.monotonic() - begun:.1f} s")
+    return {"ended": True, "seconds": time.monotonic() - begun}
+
+
+def write_settings(settings: Settings, path: Path) -> Path:
+    """Write the settings as a plurank.toml that every child, and `plurank rank` beside them, reads."""
+    import tomli_w
+
+    data = _without_none(msgspec.to_builtins(settings))
+    config = data.pop("config")
+    part = path.with_suffix(".part")
+    part.write_text(
+        "# written by `plurank up`; it is written anew each time\n" + tomli_w.dumps({**config, "service": data})
+    )
+    part.replace(path)
+    return path
+
+
+def _without_none(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {name: _without_none(value) for name, value in data.items() if value is not None}
+    return [_without_none(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _run(supervisor: Supervisor, part: str, path: Path | None, *more: str) -> None:
+    """Start one part as a child that reads the given configuration and nothing of our environment's."""
+    env = {name: value for name, value in os.environ.items() if path is None or not name.startswith("PLURANK_")}
+    named = [] if path is None else ["--config", str(path.absolute())]
+    command = [sys.executable, "-m", "services.cli", "run", part, "--child", *named, *more]
+    supervisor.start(part, command, env)
+
+
+def _history(plan: Plan) -> tuple[offline.Log, int | None]:
+    """What the first model may know, and how many events that is."""
+    if tuple(plan.data) != (offline.MOVIELENS,):
+        return offline.open_log(plan.data, lambda *_: None), None
+    from ranker.datasets import movielens
+
+    data = movielens()
+    audience = Audience(data)
+    return audience.events, len(data.films) + len(data.people) + len(audience.history_rows)
+
+
+def _example(events: Iterable[Event]) -> tuple[str, list[str]]:
+    """A person and ten items of the log, for the first request."""
+    from ranker.events import Interaction, Ranking
+
+    user, items = "somebody", dict[str, None]()
+    for event in events:
+        if isinstance(event, Interaction):
+            user = event.user
+            items[event.item] = None
+        elif isinstance(event, Ranking):
+            user = event.user
+            items |= dict.fromkeys(shown.id for shown in event.items)
+        if len(items) >= 10:
+            break
+    return user, list(items)[:10]
+
+
+def _send(history: Iterable[Event], settings: Settings) -> int:
+    writer = Writer(settings.log)
+    try:
+        done = replay(history, writer)
+    finally:
+        writer.close()
+    return done.events
+
+
+def _ready(client: Client, running: _Running) -> None:
+    """Wait until the service serves a version.
+
+    Raises:
+        RegistryError: it does not within READY_S.
+    """
+    deadline = time.monotonic() + READY_S
+    reason = "no answer"
+    with running.console.status("waiting for the service"):
+        while time.monotonic() < deadline:
+            running.supervisor.tend()
+            with contextlib.suppress(PlurankError):
+                answer = client.send("GET", "/readyz")
+                if answer.status == 200:
+                    return
+                reason = f"{answer.status}"
+            time.sleep(0.1)
+    where = running.supervisor.logs / "service.log"
+    raise RegistryError("service", reason, f"it did not get ready within {READY_S:.0f} s; read {where}")
+
+
+def _watch(running: _Running, seconds: float | None) -> dict[str, Any]:
+    """Show the live line and look after the children until interrupted or the time is up."""
+    state, begun, line = running.settings.state_dir, time.monotonic(), live.Line(running.console)
+    while seconds is None or time.monotonic() - begun < seconds:
+        time.sleep(1.0)
+        for name in running.supervisor.tend():
+            child = running.supervisor.children[name]
+            running.console.print(f"[yellow]{name} ended ({child.code}); again in {child.wait:g} s; see {child.log}[/]")
+        _mend(running)
+        facts = live.gather(state)
+        facts["restarts"] = sum(child.deaths for child in running.supervisor.children.values())
+        line.show(facts)
+    return live.gather(state)
+
+
+def _mend(running: _Running) -> None:
+    """Start an embedded broker or store that died again, on the same port."""
+    if running.store is not None and not running.store.alive():
+        running.console.print("[yellow]the store ended; it is started again from its file[/]")
+        running.store.stop()
+        running.store.start()
+    if running.broker is not None and not running.broker.alive():
+        carried = running.broker.restart()
+        running.console.print(
+            f"[yellow]the broker ended, and its log with it; the new log begins with {carried:,} undrained events[/]"
+        )
+
+
+def _stop(running: _Running) -> float:
+    """End everything in order; returns the seconds it took."""
+    begun = time.monotonic()
+
+    def left() -> float:
+        return max(0.3, STOP_S - (time.monotonic() - begun))
+
+    supervisor, console, state = running.supervisor, running.console, running.settings.state_dir
+    console.print("stopping: no new visits")
+    killed = supervisor.stop(["audience"], within=1.0)
+    serving = threading.Thread(target=lambda: killed.extend(supervisor.stop(["service"], within=left() - 0.5)))
+    serving.start()
+    _drain(supervisor, state, begun + DRAIN_S)
+    killed += supervisor.stop(["profiles", "trainer", "monitor"], within=min(3.0, left()))
+    serving.join(max(0.3, left() - 1.5))
+    if running.broker is not None and (kept := running.broker.stop()):
+        console.print(f"{kept:,} events are kept for the next start")
+    serving.join()
+    if running.store is not None:
+        running.store.stop()
+    swept = sweep()
+    taken = time.monotonic() - begun
+    words = f", killed {', '.join(killed)}" if killed else ""
+    words += f", {len(swept)} processes were left and swept" if swept else ""
+    console.print(f"ended in {taken:.1f} s{words}")
+    return taken
+
+
+def _drain(supervisor: Supervisor, state: Path, deadline: float) -> None:
+    """Wait until the loops say that they have read everything, not longer than the deadline."""
+    loops = [name for name in ("profiles", "trainer", "monitor") if name in supervisor.children]
+    asked = time.time()
+    while time.monotonic() < deadline:
+        found = status.read(state / "status")
+        if all(found.get(name, {}).get("lag") == 0 and found[name]["at"] > asked for name in loops):
+            return
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    with (state / "up.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigError("state folder", str(state), "another `up` runs on it; `plurank down` ends that") from None
+        (state / PID).write_text(str(os.getpid()))
+        try:
+            yield
+        finally:
+            (state / PID).unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """SIGTERM is taken like Ctrl-C; both handlers are put back at the end."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _deaf() -> None:
+    """A second Ctrl-C does not disturb the ending, which is bounded in time."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
