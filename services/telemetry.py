@@ -51,10 +51,10 @@ class Telemetry:
         """Everything counted so far, in Prometheus' text format."""
         return generate_latest(_Plain(self.registry)).decode()
 
-    def serve(self, token: str) -> int:
-        """Show the registry at http://127.0.0.1:PORT/metrics to bearers of the token; returns the port."""
+    def serve(self, token: str, host: str = "127.0.0.1") -> int:
+        """Show the registry at http://HOST:PORT/metrics to bearers of the token; returns the port, a free one."""
         self.close()
-        self._server = _Server(self, token)
+        self._server = _Server(self, token, host)
         threading.Thread(target=self._server.serve_forever, name="telemetry", daemon=True).start()
         return int(self._server.server_address[1])
 
@@ -265,8 +265,8 @@ class _Plain:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, telemetry: Telemetry, token: str) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
+    def __init__(self, telemetry: Telemetry, token: str, host: str) -> None:
+        super().__init__((host, 0), _Handler)
         self.telemetry, self.expected = telemetry, b"Bearer " + token.encode()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
