@@ -2,6 +2,7 @@
 
     versions/<id>/weights.safetensors   what Inference takes
                   golden.safetensors    inputs and the probabilities they must give
+                  learner.safetensors   the rest of the learner's state, so that it can go on from here; optional
                   manifest.json         sha256 of both, tensors, configuration, metrics, parent, index epoch
                   forced.json           only where somebody promoted it against its verdict
     current.json                        the Pointer
@@ -38,7 +39,8 @@ from ranker.gate import Verdict
 from ranker.golden import Golden
 
 KEEP = 20
-WEIGHTS, GOLDEN, MANIFEST, FORCED = "weights.safetensors", "golden.safetensors", "manifest.json", "forced.json"
+WEIGHTS, GOLDEN, LEARNER = "weights.safetensors", "golden.safetensors", "learner.safetensors"
+MANIFEST, FORCED = "manifest.json", "forced.json"
 RESTORE = "restore the folder from a backup, or promote or roll back to another version"
 
 
@@ -130,8 +132,12 @@ class Registry:
         golden: Golden,
         parent: str | None,
         index_epoch: str | None = None,
+        state: Mapping[str, Tensor] | None = None,
     ) -> str:
         """Write a new version; returns its id. Nothing is served by this.
+
+        Args:
+            state: what the learner needs besides the weights to go on from here after a rollback.
 
         Raises:
             RegistryError: a weight is not finite.
@@ -139,10 +145,9 @@ class Registry:
         unsound = _not_finite(weights)
         if unsound:
             raise RegistryError(f"weights: {unsound}", "not finite", "the learner diverged; go back to a checkpoint")
-        files = {
-            WEIGHTS: save_tensors({name: weight.detach().contiguous() for name, weight in weights.items()}),
-            GOLDEN: golden.encode(),
-        }
+        files = {WEIGHTS: _encoded(weights), GOLDEN: golden.encode()}
+        if state is not None:
+            files[LEARNER] = _encoded(state)
         manifest = Manifest(
             id="",
             parent=parent,
@@ -169,12 +174,7 @@ class Registry:
             RegistryError: it is missing, a file is damaged, a shape differs, a weight is not finite.
         """
         manifest = self.manifest(version)
-        folder = self._versions / version
-        bodies = {name: _read(folder / name) for name in (WEIGHTS, GOLDEN)}
-        for name, body in bodies.items():
-            found = durable.digest(body)
-            if found != manifest.files.get(name):
-                raise RegistryError(f"{version}/{name}", f"sha256 {found[:12]}", f"the file was changed; {RESTORE}")
+        bodies = {name: self._checked(manifest, name) for name in (WEIGHTS, GOLDEN)}
         try:
             weights: dict[str, Tensor] = load_tensors(bodies[WEIGHTS])
             golden = Golden.decode(bodies[GOLDEN])
@@ -191,6 +191,21 @@ class Registry:
             raise RegistryError(f"{version}/{WEIGHTS}: {unsound}", "not finite", RESTORE)
         config = configuration.parse(manifest.config, source=f"{version}/{MANIFEST}")
         return Version(version, weights, config, manifest, golden)
+
+    def state(self, version: str) -> dict[str, Tensor] | None:
+        """The rest of the learner's state as of this version; None where it was saved without.
+
+        Raises:
+            RegistryError: it is damaged.
+        """
+        manifest = self.manifest(version)
+        if LEARNER not in manifest.files:
+            return None
+        try:
+            state: dict[str, Tensor] = load_tensors(self._checked(manifest, LEARNER))
+        except SafetensorError as error:
+            raise RegistryError(f"{version}/{LEARNER}", str(error), RESTORE) from None
+        return state
 
     def manifest(self, version: str) -> Manifest:
         """The manifest of a version.
@@ -387,6 +402,13 @@ class Registry:
         durable.append(self._decisions, msgspec.json.encode(decision))
         return decision
 
+    def _checked(self, manifest: Manifest, name: str) -> bytes:
+        body = _read(self._versions / manifest.id / name)
+        found = durable.digest(body)
+        if found != manifest.files.get(name):
+            raise RegistryError(f"{manifest.id}/{name}", f"sha256 {found[:12]}", f"the file was changed; {RESTORE}")
+        return body
+
     def _folders(self) -> list[Path]:
         if not self._versions.exists():
             return []
@@ -405,6 +427,11 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise RegistryError(f"{path.parent.name}/{path.name}", error.strerror, RESTORE) from None
+
+
+def _encoded(tensors: Mapping[str, Tensor]) -> bytes:
+    raw: bytes = save_tensors({name: tensor.detach().contiguous() for name, tensor in tensors.items()})
+    return raw
 
 
 def _not_finite(weights: Mapping[str, Tensor]) -> str | None:

@@ -136,6 +136,10 @@ class Checkpoints:
             facts=manifest.facts,
         )
 
+    def offsets(self, step: int) -> dict[str, Offsets]:
+        """Where a checkpoint stands in each log, without reading the rest of it."""
+        return _opened((self.root / f"{step:012d}" / MANIFEST).read_bytes()).offsets
+
     def latest(self, warn: Callable[[CheckpointError], None]) -> Checkpoint | None:
         """The newest checkpoint that is whole; None where there never was one.
 

@@ -191,3 +191,17 @@ def test_two_processes_that_save_and_promote_at_once_lose_nothing(kept: Registry
     assert pointer is not None
     assert pointer.generation == 10
     assert len(kept.versions()) == len(kept.decisions()) == 10
+
+
+def test_what_the_learner_needs_to_go_on_comes_back_and_is_checked(kept: Registry) -> None:
+    weights = {"w": torch.ones(2)}
+    plain = save(kept)
+    version = kept.save(weights, CONFIG, metrics={}, golden=GOLDEN, parent=None, state={"adam.0": torch.arange(3)})
+    assert kept.state(plain) is None
+    state = kept.state(version)
+    assert state is not None
+    assert torch.equal(state["adam.0"], torch.arange(3))
+    path = kept.root / "versions" / version / "learner.safetensors"
+    path.write_bytes(path.read_bytes() + b" ")
+    with pytest.raises(RegistryError, match="learner"):
+        kept.state(version)

@@ -1,0 +1,462 @@
+"""THE LEARNING PATH: poll -> journal -> decode -> join -> predict -> learn -> report; then publish, then checkpoint.
+
+Each slate is scored when it is shown, before anything is learned from it, so the metrics and the gate's verdicts are
+honest. What is learned depends on the journal alone: the clock decides only when to publish and when to checkpoint.
+Killed at any moment, the trainer loads the last checkpoint and takes the journal's steps again, with the same
+batches, and arrives at the same bits.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from secrets import token_hex
+from threading import Event as Signal
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ranker import events
+from ranker.catalogue import Catalogue
+from ranker.config import Config
+from ranker.errors import CheckpointError, EventError, PromotionRefused, RegistryError
+from ranker.events import Event, Forget
+from ranker.gate import Gate, Sums, Verdict
+from ranker.golden import Golden, made_up
+from ranker.join import Example, Joiner
+from ranker.learner import Learner, StepReport
+from ranker.registry import Registry
+from streaming.checkpoint import Checkpoint, Checkpoints, Journal, Offsets, Source, Step, replayed
+from streaming.log import Record
+from streaming.progress import Progress, Rate
+
+GROUP = "plurank-trainer"
+#: earlier logs whose offsets are kept, for records that are carried over
+LOGS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How much at a time, and how often.
+
+    Attributes:
+        records: at most so many in a step: when behind, a step is full; live, it holds what there is.
+        rows: labelled rows of one learning step.
+        gather: seconds between two steps while there is little to read.
+        checkpoint: seconds between checkpoints; more where one takes long.
+        silent: seconds without a record after which a partition that holds nothing unread counts as idle.
+        slates: window of the gate.
+        keep: checkpoints kept.
+    """
+
+    records: int = 4000
+    rows: int = 2048
+    gather: float = 0.2
+    checkpoint: float = 30.0
+    silent: float = 5.0
+    slates: int = 1000
+    keep: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the trainer did since its last report.
+
+    Attributes:
+        records, rejected, rows: read, not events of the contract, learned.
+        losses: mean by objective of what was learned.
+        served, learner: progressive AUC by objective, of the served versions and of the learner.
+        version: the version the learner's weights descend from.
+        lag: records not read yet; `rate` events per second; `pending` open slates; `now` event time in ms.
+        published: the version that was saved, with its `verdict`.
+        replaying: the step was taken before and is taken again.
+        notices: what a person should know: damage passed over, another log, another version taken up.
+    """
+
+    step: int
+    records: int = 0
+    rejected: int = 0
+    rows: int = 0
+    losses: Mapping[str, float] = field(default_factory=dict)
+    served: Mapping[str, float] = field(default_factory=dict)
+    learner: Mapping[str, float] = field(default_factory=dict)
+    version: str | None = None
+    lag: int = 0
+    rate: float = 0.0
+    pending: int = 0
+    now: int = 0
+    seconds: float = 0.0
+    published: str | None = None
+    promoted: bool = False
+    verdict: Verdict | None = None
+    replaying: bool = False
+    notices: tuple[str, ...] = ()
+
+
+class Student(Protocol):
+    """What learns: ranker.learner.Learner."""
+
+    def predict(self, examples: Sequence[Example], catalogue: Catalogue) -> list[NDArray[np.float32]]:
+        """Chances (N, T) at the shown positions, as things stand."""
+        ...
+
+    def learn(self, examples: Sequence[Example], catalogue: Catalogue) -> StepReport:
+        """One step."""
+        ...
+
+    def weights(self) -> dict[str, Tensor]:
+        """What a version ships."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything learning depends on: the weights under `model.`, and the rest."""
+        ...
+
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from a state."""
+        ...
+
+
+class Trainer:
+    """The loop from the log to versions in the registry.
+
+    Args:
+        source: the log; a `Reader`.
+        state: folder of journal and checkpoints, one trainer at a time.
+        learner: by default a new one for the configuration.
+        clock: seconds; decides when to publish and to checkpoint, never what is learned.
+        initial: serve the first weights at once where nothing is served yet.
+
+    Raises:
+        CheckpointError: another trainer holds the state, or all of it is damaged.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        source: Source,
+        registry: Registry,
+        state: Path,
+        *,
+        learner: Student | None = None,
+        gate: Gate | None = None,
+        pace: Pace | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        initial: bool = True,
+    ) -> None:
+        self.config, self.source, self.registry = config, source, registry
+        self.learner: Student = learner or Learner(config)
+        self.gate = gate or Gate(group=config.learning.minimum_group)
+        self.pace, self._clock, self._initial = pace or Pace(), clock, initial
+        self.joiner = Joiner(config, opening=True)
+        self.candidate = Sums(config, window=self.pace.slates)
+        self.current = Sums(config, window=self.pace.slates)
+        self._progress, self._rate = Progress(config), Rate(clock)
+        self._journal = Journal(Path(state) / "journal")
+        self._checkpoints = Checkpoints(Path(state) / "checkpoints", keep=self.pace.keep)
+        self._step = 0
+        self._log = source.log
+        self._offsets: dict[str, Offsets] = {self._log: source.positions()}
+        #: the version the weights descend from, and a name for the unbroken line of learning since it was taken up
+        self._base: str | None = None
+        self._line = token_hex(8)
+        self._measured: tuple[float, dict[str, float], dict[str, float]] = (float("-inf"), {}, {})
+        self._learned = False
+        self._heard: dict[int, float] = {}
+        self._notices: list[str] = []
+        self._polled = clock()
+        self._published = self._saved = clock()
+        self._patience = self.pace.checkpoint
+
+    def run(self, stop: Signal) -> Iterator[Report]:
+        """Learn until `stop` is set; yields a report after each step and each publication."""
+        yield from self._resume()
+        while not stop.is_set():
+            records = self._poll(stop)
+            if self.source.log != self._log:
+                self._follow_log()
+            if records:
+                yield self._take(self._begin(), records)
+            if self._follow_pointer():
+                yield self._report()
+            if self._clock() - self._published >= self.config.learning.publish:
+                yield from self._publish()
+            if self._clock() - self._saved >= self._patience:
+                self._save()
+        self._save()
+
+    def close(self) -> None:
+        """Let another trainer have the state folder."""
+        self._journal.close()
+
+    # -- one step ----------------------------------------------------------------------------------------------
+
+    def _poll(self, stop: Signal) -> list[Record]:
+        rest = self.pace.gather - (self._clock() - self._polled)
+        if rest > 0:
+            stop.wait(rest)
+        records = self.source.poll(self.pace.records, self.pace.gather)
+        # behind: no pause before the next poll
+        self._polled = self._clock() if len(records) < self.pace.records / 4 else -1e9
+        for record in records:
+            self._heard[record.partition] = self._clock()
+        return records
+
+    def _begin(self) -> Step:
+        """The step's ranges, synced to the journal before anything is learned from them."""
+        before, after = self._offsets.setdefault(self._log, {}), self.source.positions()
+        quiet = self._clock() - self.pace.silent
+        idle = [p for p in after if self._heard.setdefault(p, self._clock()) < quiet] if not self.source.lag() else []
+        step = Step(
+            number=self._step + 1,
+            log=self._log,
+            ranges={p: (before.get(p, 0), end) for p, end in sorted(after.items()) if end != before.get(p, 0)},
+            idle=tuple(sorted(idle)),
+        )
+        self._journal.append(step)
+        return step
+
+    def _take(self, step: Step, records: Sequence[Record], *, replaying: bool = False) -> Report:
+        began = self._clock()
+        examples: list[Example] = []
+        rejected = 0
+        for record in sorted(records, key=lambda record: (record.partition, record.offset)):
+            event = self._event(record)
+            if event is None:
+                rejected += 1
+                continue
+            examples += self.joiner.push(event, record.partition)
+            if isinstance(event, Forget):
+                examples = [example for example in examples if example.user != event.user]
+                self._forget(event.user)
+        examples += self.joiner.catch_up(step.idle)
+        self._judge(examples)
+        reports = [self.learner.learn(some, self.joiner.catalogue) for some in _portions(examples, self.pace.rows)]
+        self._learned |= any(report.rows for report in reports)
+        self._step = step.number
+        self._offsets[self._log] |= {partition: end for partition, (_, end) in step.ranges.items()}
+        self.source.covered[self._log] = dict(self._offsets[self._log])
+        if not all(report.finite for report in reports):
+            self._notices.append("a learning step was skipped: its loss or gradient was not finite")
+        return replace(
+            self._report(),
+            records=len(records),
+            rejected=rejected,
+            rows=sum(report.rows for report in reports),
+            losses=_mean_losses(reports),
+            rate=self._rate.add(len(records)),
+            seconds=self._clock() - began,
+            replaying=replaying,
+        )
+
+    def _event(self, record: Record) -> Event | None:
+        """The record's event; None where it is bad. Profiles sets it aside as a dead letter, with the reason.
+
+        The record's own time stands for the clock, so that a replay decides the same.
+        """
+        try:
+            return events.admit(events.decode(record.value), now_ms=record.timestamp, tenant=self.config.tenant)
+        except EventError:
+            return None
+
+    def _judge(self, examples: Sequence[Example]) -> None:
+        """Score the slates just shown, before learning, and compare the closed ones with what was served."""
+        shown = [example for example in examples if example.opening]
+        predictions = dict(
+            zip(
+                [example.ranking for example in shown],
+                self.learner.predict(shown, self.joiner.catalogue) if shown else [],
+                strict=True,
+            )
+        )
+        for ranking, predicted_NT in predictions.items():
+            self.joiner.note(ranking, predicted_NT)
+        for example in examples:
+            if not example.closing:
+                continue
+            predicted = predictions.get(example.ranking, example.predicted_NT)
+            self._progress.add(example, predicted)
+            groups = self.joiner.groups.get(example.user)
+            if predicted is not None:
+                self.candidate.add(example, predicted, groups)
+            if example.served_NT is not None and example.version is not None:
+                self.current.add(example, example.served_NT, groups)
+
+    def _forget(self, user: str) -> None:
+        for sums in (self.candidate, self.current):
+            for ranking in [name for name, judged in sums.slates.items() if judged.user == user]:
+                del sums.slates[ranking]
+
+    def _report(self) -> Report:
+        notices, self._notices = tuple(self._notices), []
+        if self._clock() - self._measured[0] >= 1:  # AUC over the window is for people: once a second will do
+            self._measured = (self._clock(), self._progress.served(), self._progress.learner())
+        return Report(
+            step=self._step,
+            served=self._measured[1],
+            learner=self._measured[2],
+            version=self._base,
+            lag=self.source.lag(),
+            pending=self.joiner.pending,
+            now=self.joiner.now,
+            notices=notices,
+        )
+
+    # -- versions ----------------------------------------------------------------------------------------------
+
+    def _publish(self) -> Iterator[Report]:
+        """Save a candidate, judge it, and have it served if the verdict passes."""
+        self._published = self._clock()
+        pointer = self.registry.current()
+        if (pointer is not None and (pointer.held or not self._learned)) or (pointer is None and not self._initial):
+            return
+        report = self._report()
+        weights, catalogue = self.learner.weights(), self.joiner.catalogue
+        rest = {name: value for name, value in self.learner.state().items() if not name.startswith("model.")}
+        try:
+            version = self.registry.save(
+                weights,
+                self.config,
+                metrics={"served": report.served, "learner": report.learner, "step": self._step, "line": self._line},
+                golden=Golden.record(self.config, weights, catalogue, made_up(self.config, catalogue, report.now)),
+                parent=self._base,
+                state=rest,
+            )
+        except RegistryError as error:
+            yield replace(report, notices=(*report.notices, str(error)))
+            return
+        self._learned = False
+        verdict = self.gate.judge(self.candidate, None if pointer is None else self.current)
+        promoted = False
+        try:
+            generation = None if pointer is None else pointer.generation
+            self._base = self.registry.promote(version, verdict, generation=generation, who="trainer").version
+            promoted = True
+        except PromotionRefused:
+            pass
+        except RegistryError as error:  # the pointer moved meanwhile: the next candidate is judged anew
+            self._notices.append(str(error))
+        self.registry.prune()
+        yield replace(report, version=self._base, published=version, verdict=verdict, promoted=promoted)
+
+    def _follow_pointer(self) -> bool:
+        """Take up the version served where it is not of this learner's line: rolled back to, or put there by hand."""
+        pointer = self.registry.current()
+        if pointer is None or pointer.version == self._base:
+            return False
+        mine = self.registry.manifest(pointer.version).metrics.get("line") == self._line
+        if mine and not pointer.held:
+            self._base = pointer.version
+            return False
+        version = self.registry.load(pointer.version)
+        # what a version ships besides its weights is missing where it was trained elsewhere: then the learner's own
+        rest = self.registry.state(pointer.version) or {
+            name: value for name, value in self.learner.state().items() if not name.startswith("adam.")
+        }
+        self.learner.load({**rest, **{f"model.{name}": value for name, value in version.weights.items()}})
+        self._base, self._line = version.id, token_hex(8)
+        self._learned = False
+        self.candidate.clear()
+        self._notices.append(f"learning goes on from {version.id}" + (", held by a rollback" if pointer.held else ""))
+        self._save()
+        return True
+
+    # -- state -------------------------------------------------------------------------------------------------
+
+    def _resume(self) -> Iterator[Report]:
+        """Load the last whole checkpoint, take the journal's steps again, and see to it that something is served."""
+        found = self._checkpoints.latest(lambda error: self._notices.append(str(error)))
+        if found is None:
+            if self._journal.steps(after=0):
+                remedy = "restore the checkpoints, or remove the journal to read the log from its beginning"
+                raise CheckpointError("checkpoints", None, f"there is a journal without them; {remedy}")
+            self._save()
+        else:
+            self._load(found)
+            steps = self._journal.steps(after=found.step)
+            if self.source.log == found.log:
+                for step, records in replayed(self.source, found.offsets.get(found.log, {}), steps):
+                    yield self._take(step, records, replaying=True)
+                self._heard.clear()
+            else:
+                self._step = steps[-1].number if steps else found.step
+                if steps:
+                    self._notices.append(f"{len(steps)} steps after the last checkpoint are lost with their log")
+                self._follow_log()
+        self._follow_pointer()
+        if self.registry.current() is None:
+            yield from self._publish()
+        yield self._report()
+
+    def _load(self, found: Checkpoint) -> None:
+        self.learner.load(found.learner)
+        self.joiner.load(found.parts["joiner"])
+        self.candidate.load(found.parts["candidate"])
+        self.current.load(found.parts["current"])
+        self._step, self._log = found.step, found.log
+        self._offsets = {log: dict(offsets) for log, offsets in found.offsets.items()}
+        self.source.covered.update({log: dict(offsets) for log, offsets in found.offsets.items()})
+        self._base, self._line = found.facts["base"], found.facts["line"] or self._line
+
+    def _save(self) -> None:
+        """A checkpoint; then a new journal file, and the group's offsets as of the oldest checkpoint kept."""
+        began = self._clock()
+        while len(self._offsets) > LOGS:
+            self._offsets.pop(next(iter(self._offsets)))
+        self._checkpoints.save(
+            Checkpoint(
+                step=self._step,
+                log=self._log,
+                offsets=self._offsets,
+                learner=self.learner.state(),
+                parts={
+                    "joiner": self.joiner.state(),
+                    "candidate": self.candidate.state(),
+                    "current": self.current.state(),
+                },
+                facts={"base": self._base, "line": self._line},
+            )
+        )
+        oldest = self._checkpoints.steps()[0]
+        self._journal.roll(self._step, oldest)
+        self.source.commit(self._checkpoints.offsets(oldest).get(self._log))
+        self._saved = self._clock()
+        self._patience = max(self.pace.checkpoint, 20 * (self._saved - began))
+
+    def _follow_log(self) -> None:
+        """The log was made anew: read it from its beginning, with everything that was learned kept.
+
+        Records that it carries over from a log read before are passed over by the source.
+        """
+        self._notices.append(f"the log is new: {self.source.log} after {self._log}; what was learned is kept")
+        self._log = self.source.log
+        if at := self._offsets.setdefault(self._log, {}):
+            self.source.seek(at)
+        self._heard.clear()
+        self._save()
+
+
+def _portions(examples: Sequence[Example], rows: int) -> Iterator[list[Example]]:
+    """The examples in order, in portions of about so many rows to learn."""
+    some: list[Example] = []
+    count = 0
+    for example in examples:
+        some.append(example)
+        count += 0 if example.opening or example.closing else len(example.items)
+        if count >= rows:
+            yield some
+            some, count = [], 0
+    if some:
+        yield some
+
+
+def _mean_losses(reports: Sequence[StepReport]) -> dict[str, float]:
+    """Mean loss by objective over the reports that have one."""
+    found: dict[str, list[float]] = {}
+    for report in reports:
+        for name, loss in report.losses.items():
+            if np.isfinite(loss):
+                found.setdefault(name, []).append(loss)
+    return {name: float(np.mean(losses)) for name, losses in found.items()}
