@@ -10,6 +10,7 @@ control record at the end of each partition, sends readers on. `streaming/archiv
 
 import base64
 import contextlib
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -147,12 +148,28 @@ def _translated(address: Address) -> Iterator[None]:
         raise LogUnavailable(thing, f"{type(error).__name__}: {error}", remedy) from error
 
 
+def _probe(address: Address) -> None:
+    """Fail at once where nobody listens: a kafka-python client would try for seconds and leak its sockets."""
+    failure: OSError | None = None
+    for broker in address.brokers.split(","):
+        host, _, port = broker.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), 2.0).close()
+        except OSError as error:
+            failure = error
+        else:
+            return
+    if failure is not None:
+        raise failure
+
+
 class Admin:
     """Topics and committed offsets."""
 
     def __init__(self, address: Address) -> None:
         self.address = address
         with _translated(address):
+            _probe(address)
             self._client = KafkaAdminClient(request_timeout_ms=5000, **address.servers())
 
     def __enter__(self) -> "Admin":
@@ -261,6 +278,7 @@ class Writer:
         }
         self._lock = threading.Lock()
         self._unsure: list[tuple[_Pending, Token]] = []
+        self._failed: list[tuple[_Pending, Layout, BaseException]] = []
         self._open: set[_Pending] = set()
         self._admin = Admin(address)
         self._checked = time.monotonic()
@@ -349,16 +367,12 @@ class Writer:
             pending.future.set_result((place.partition, place.offset))
 
     def _lost(self, pending: "_Pending", layout: Layout, error: BaseException) -> None:
-        if layout.log != self._layout.log:  # it was on its way to a log that is no more
-            self._send(pending)
-            return
         if isinstance(error, MessageSizeTooLargeError):
             remedy = "raise message.max.bytes of the topic, or send smaller events"
             self._fail(pending, EventError("event", f"{len(pending.value)} bytes", remedy))
-            return
-        thing = f"event log {self.address.topic} at {self.address.brokers}"
-        remedy = "check that the broker runs; send the event again with the same id"
-        self._fail(pending, LogUnavailable(thing, f"{type(error).__name__}: {error}", remedy))
+        else:
+            with self._lock:
+                self._failed.append((pending, layout, error))  # a log made anew takes it: the watcher decides
 
     def _fail(self, pending: "_Pending", error: Exception) -> None:
         with self._lock:
@@ -369,28 +383,42 @@ class Writer:
     def _watch(self) -> None:
         while not self._stop.wait(WATCH_S):
             began = time.monotonic()
+            with self._lock:
+                failed, self._failed = self._failed, []
             try:
                 layout = self._admin.layout()
+                if layout.log != self.log:
+                    self._restart(layout)
+                self._layout, self._checked = layout, began
             except LogUnavailable:
-                continue
-            if layout.log != self.log:
-                self._restart(layout)
-            self._layout, self._checked = layout, began
-            with self._lock:
-                unsure, self._unsure = self._unsure, []
-            for pending, place in unsure:
-                if place.log == layout.log and place.offset >> SEGMENT_BITS == layout.segments[-1]:
-                    self._done(pending, place)
+                pass
+            else:
+                self._settle(layout)
+            for pending, tried, error in failed:
+                if tried.log != self.log:  # it was on its way to a log that is no more
+                    self._send(pending)
                 else:
-                    self._send(pending)  # twice in the log is harmless: ids are deduplicated
+                    thing = f"event log {self.address.topic} at {self.address.brokers}"
+                    remedy = "check that the broker runs; send the event again with the same id"
+                    self._fail(pending, LogUnavailable(thing, f"{type(error).__name__}: {error}", remedy))
+
+    def _settle(self, layout: Layout) -> None:
+        """Decide on the acknowledgements that came too long after the last look at the segments."""
+        with self._lock:
+            unsure, self._unsure = self._unsure, []
+        for pending, place in unsure:
+            if place.log == layout.log and place.offset >> SEGMENT_BITS == layout.segments[-1]:
+                self._done(pending, place)
+            else:
+                self._send(pending)  # twice in the log is harmless: ids are deduplicated
 
     def _restart(self, layout: Layout) -> None:
         """The broker lost its memory and with it this producer's sequence numbers."""
-        with contextlib.suppress(LogUnavailable), _translated(self.address):
+        with _translated(self.address):
             fresh = KafkaProducer(**self._settings)
-            old, self._producer = self._producer, fresh
-            self._layout = layout
-            old.close(timeout=0.5)
+        old, self._producer = self._producer, fresh
+        self._layout = layout
+        old.close(timeout=0.5)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -574,6 +602,7 @@ class DeadLetters:
     def __init__(self, address: Address) -> None:
         self.address = address
         with _translated(address):
+            _probe(address)
             self._producer = KafkaProducer(
                 linger_ms=20, batch_size=128 * 1024, acks="all", max_request_size=3 * MAX_RECORD, **address.servers()
             )

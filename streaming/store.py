@@ -112,7 +112,7 @@ def _translated(url: str) -> Iterator[None]:
 
 class _Keys:
     def __init__(self, space: str) -> None:
-        self.prefix = f"{{{space}}}:"
+        self.space, self.prefix = space, f"{{{space}}}:"
         self.items, self.seen = self.prefix + "items", self.prefix + "seen"
         self.changes, self.epoch = self.prefix + "changes", self.prefix + "epoch"
         self.targets, self.windows = self.prefix + "targets", self.prefix + "windows"

@@ -14,6 +14,11 @@ from streaming.log import Address
 from streaming.store import Store
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """kafka-python 3.0 leaves sockets whose connection was refused to the garbage collector."""
+    config.addinivalue_line("filterwarnings", r"ignore:unclosed <socket.*laddr=..0\.0\.0\.0:ResourceWarning")
+
+
 @pytest.fixture(scope="session")
 def broker() -> Iterator[Broker]:
     """A Tansu broker, started once a session."""
