@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -59,6 +59,10 @@ SIZES = {
     "small": Sizes(V=2**16, D=32, K=16, S=128, E=4, H=64, encoder=32, acts=50),
     "full": Sizes(V=2**20, D=64, K=32, S=256, E=8, H=128, encoder=64, acts=100),
 }
+
+
+#: an act's type and value
+Kind = tuple[str, float | None]
 
 
 class Bag(NamedTuple):
@@ -146,8 +150,8 @@ class Encoder:
         self._cache: dict[str, int] = {}
         self._words = re.compile(r"\w+")
         self._stores: WeakKeyDictionary[Catalogue, _Store] = WeakKeyDictionary()
-        self._kinds: dict[tuple[str, float | None], int] = {}
-        self._kind_bags = Bags(1)
+        self._bags: dict[Any, Bag] = {}
+        self._kinds: dict[Kind, Bag] = {}
         self.numbers = {
             side: [name for name, kind in fields.items() if kind == "number"]
             for side, fields in (
@@ -166,11 +170,11 @@ class Encoder:
 
     def user(self, fields: Mapping[str, Value]) -> Bag:
         """The declared user fields."""
-        return self._bag("user", self.config.fields.user, fields, [], [])
+        return self._remembered("user", self.config.fields.user, fields)
 
     def request(self, fields: Mapping[str, Value]) -> Bag:
         """The declared fields of a ranking."""
-        return self._bag("request", self.config.fields.request, fields, [], [])
+        return self._remembered("request", self.config.fields.request, fields)
 
     def act(self, act: Act) -> Bag:
         """The kind of an act: its type, and its value to two digits. Its item and its age enter elsewhere."""
@@ -187,16 +191,14 @@ class Encoder:
             for name in self.context
         ]
 
-    def kinds(self, keys: Iterable[tuple[str, float | None]]) -> list[int]:
-        """Numbers of the kinds of acts (type, value), for `kind_bags`."""
-        if len(self._kinds) > CACHED // 10:
-            self._kinds, self._kind_bags = {}, Bags(1)
-        known = self._kinds
-        return [known[key] if key in known else self._kind(key) for key in keys]
-
-    def kind_bags(self, kinds: NDArray[np.int64]) -> Flat:
+    def kinds(self, kinds: Iterable[Kind]) -> Flat:
         """The bags of kinds of acts."""
-        return self._kind_bags.take(kinds)
+        known = self._kinds
+        if len(known) > CACHED // 100:
+            known.clear()
+        return lay_out(
+            [known.get(kind) or known.setdefault(kind, self.act(Act("", kind[0], 0, kind[1]))) for kind in kinds], 1
+        )
 
     def items(self, catalogue: Catalogue, rows: NDArray[np.int64]) -> Flat:
         """The bags of catalogue rows, kept from call to call; an item that was replaced is encoded anew."""
@@ -213,10 +215,17 @@ class Encoder:
                 seen[row] = item
         return store.bags.take(rows)
 
-    def _kind(self, key: tuple[str, float | None]) -> int:
-        number = self._kinds[key] = len(self._kinds)
-        self._kind_bags.put(number, self.act(Act("", key[0], 0, key[1])))
-        return number
+    def _remembered(self, side: str, kinds: FieldKinds, fields: Mapping[str, Value]) -> Bag:
+        key = (side, *fields.items())
+        try:
+            bag = self._bags.get(key)
+        except TypeError:  # a list among the values
+            return self._bag(side, kinds, fields, [], [])
+        if bag is None:
+            if len(self._bags) >= CACHED // 100:
+                self._bags.clear()
+            bag = self._bags[key] = self._bag(side, kinds, fields, [], [])
+        return bag
 
     def _bag(
         self, side: str, kinds: FieldKinds, fields: Mapping[str, Value], rows: list[int], weights: list[float]
@@ -236,7 +245,7 @@ class Encoder:
             if value is None or value in ("", []):
                 continue
             if kind == "text":
-                text = " ".join(map(str, value)) if isinstance(value, list) else str(value)
+                text = " ".join(map(_name, value)) if isinstance(value, list) else _name(value)
                 names = [
                     match.group() for _, match in zip(range(WORDS), self._words.finditer(text.lower()), strict=False)
                 ]
@@ -273,7 +282,8 @@ def _bag(rows: list[int], weights: list[float], numbers: list[float]) -> Bag:
 
 
 def _name(value: Value) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    """Equal values have one name: 1, 1.0 and true are the same category."""
+    return str(int(value)) if isinstance(value, float | bool) and value == value // 1 else str(value)
 
 
 def _number(value: Value) -> float | None:
@@ -297,40 +307,64 @@ def ages(now: NDArray[np.int64] | int, then: NDArray[np.int64]) -> NDArray[np.fl
     return np.column_stack([np.log1p(hours) / 8, np.exp(-hours[:, None] / FADES)]).astype(np.float32, copy=False)
 
 
-def act_inputs(acts: Sequence[Act], means: Sequence[float], now: NDArray[np.int64] | int) -> NDArray[np.float32]:
-    """The dense inputs of acts: age, and value above the user's own mean (`means`, one an act; 0 where there is none).
+class Acts(NamedTuple):
+    """Acts of one or more users, end to end: what each was, when, and how it compares with its user's mean.
+
+    `kinds` are type and value, the value to two digits so that there are few kinds; `values` and `means` are NaN
+    where there are none.
+    """
+
+    items: list[str]
+    kinds: list[Kind]
+    times: NDArray[np.int64]
+    values: NDArray[np.float64]
+    means: NDArray[np.float64]
+
+
+def acts_of(evidences: Sequence[Evidence], keep: int) -> Acts:
+    """The last `keep` acts of each.
+
+    Example:
+        >>> history = (Act("i", "dwell", 7, 123.4), Act("j", "click", 8))
+        >>> acts_of([Evidence(history=history)], 10).kinds
+        [('dwell', 120.0), ('click', None)]
+    """
+    acts = [act for evidence in evidences for act in evidence.history[-keep:]]
+    values: list[float | None] = [act.value for act in acts]
+    types = [act.type for act in acts]
+    found = np.array(values, np.float64)
+    means = np.full(len(acts), np.nan)
+    if not np.isnan(found).all():
+        start = 0
+        for evidence in evidences:
+            stop = start + min(keep, len(evidence.history))
+            if evidence.means:
+                known = {kind: mean.total / mean.count for kind, mean in evidence.means.items() if mean.count}
+                means[start:stop] = np.array(list(map(known.get, types[start:stop])), np.float64)
+            start = stop
+    rounded = [value if value is None or value in _EXACT else _rounded(value) for value in values]
+    return Acts(
+        [act.item for act in acts],
+        list(zip(types, rounded, strict=True)),
+        np.array([act.time for act in acts], np.int64),
+        found,
+        means,
+    )
+
+
+def act_inputs(acts: Acts, now_A: NDArray[np.int64] | int) -> NDArray[np.float32]:
+    """The dense inputs of acts: age, and value above the user's own mean (0 where there is none).
 
     Shapes: -> (A, ACTS).
     """
-    times = np.fromiter((act.time for act in acts), np.int64, len(acts))
-    values = np.fromiter(
-        (0.0 if act.value is None else act.value - mean for act, mean in zip(acts, means, strict=True)),
-        np.float64,
-        len(acts),
-    )
-    values = np.nan_to_num(values, posinf=1e30, neginf=-1e30)
-    over = np.sign(values) * np.minimum(np.log1p(np.abs(values)), 10.0)
-    return np.column_stack([ages(now, times), over.astype(np.float32)])
+    with np.errstate(all="ignore"):  # a value may be as large as a float gets
+        over_A = acts.values - acts.means
+        over_A = np.copysign(np.minimum(np.log1p(np.abs(over_A)), 10.0), over_A)
+    return np.column_stack([ages(now_A, acts.times), np.nan_to_num(over_A, nan=0.0).astype(np.float32)])
 
 
-def kinds_of(acts: Iterable[Act]) -> list[tuple[str, float | None]]:
-    """Type and value of each act, the value to two digits so that there are few kinds.
-
-    Example:
-        >>> kinds_of([Act("i", "rate", 0, 4.0), Act("i", "dwell", 0, 123.4), Act("i", "click", 0)])
-        [('rate', 4.0), ('dwell', 120.0), ('click', None)]
-    """
-    return [
-        (act.type, value if value is None or value in _EXACT or not math.isfinite(value) else float(f"{value:.2g}"))
-        for act in acts
-        for value in (act.value,)
-    ]
-
-
-def means_of(evidence: Evidence, acts: Sequence[Act]) -> list[float]:
-    """The user's mean value for the type of each act."""
-    means = {kind: mean.total / mean.count for kind, mean in evidence.means.items() if mean.count}
-    return [means.get(act.type, 0.0) for act in acts] if means else [0.0] * len(acts)
+def _rounded(value: float) -> float | None:
+    return float(f"{value:.2g}") if math.isfinite(value) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -374,35 +408,33 @@ def collate(examples: Sequence[Example], catalogue: Catalogue, encoder: Encoder)
     An item that the catalogue does not hold, or whose fields came with the ranking, is encoded on the spot.
     """
     keep = encoder.sizes.acts
-    histories = [example.evidence.history[-keep:] for example in examples]
-    acts = list(chain.from_iterable(histories))
-    act_counts = np.fromiter(map(len, histories), np.int64, len(examples))
-    row_counts = np.fromiter((len(example.items) for example in examples), np.int64, len(examples))
-    times = np.fromiter((example.time for example in examples), np.int64, len(examples))
+    evidences = [example.evidence for example in examples]
+    acts = acts_of(evidences, keep)
+    act_counts = np.array([min(keep, len(evidence.history)) for evidence in evidences], np.int64)
+    row_counts = np.array([len(example.items) for example in examples], np.int64)
+    times = np.array([example.time for example in examples], np.int64)
     slates = np.arange(len(examples))
     act_slate, row_slate = np.repeat(slates, act_counts), np.repeat(slates, row_counts)
 
-    shown = list(chain.from_iterable(example.items for example in examples))
+    named = [*chain.from_iterable(example.items for example in examples), *acts.items]
+    shown = len(row_slate)
     find = catalogue.rows.get
-    places = np.array([find(item, -1) for item in shown] + [find(act.item, -1) for act in acts], np.int64)
+    places = np.array([find(item, -1) for item in named], np.int64)
     strangers: list[Item] = []
     if places.size and (places.min() < 0 or any(example.inline for example in examples)):
-        _place_strangers(examples, catalogue, shown, acts, row_slate, places, strangers)
+        since = np.concatenate([times[row_slate], acts.times])
+        strangers = _place_strangers(examples, catalogue, named, since=since, row_slate=row_slate, places=places)
     known, index = _unique(places, len(catalogue) + len(strangers))
     in_catalogue = known[known < len(catalogue)]
     item_bags = _joined(encoder.items(catalogue, in_catalogue), [encoder.item(stranger) for stranger in strangers])
-    row_item, act_item = index[: len(shown)], index[len(shown) :]
+    row_item, act_item = index[:shown], index[shown:]
 
-    kind_of = np.array(encoder.kinds(kinds_of(acts)), np.int64)
-    kinds, act_kind = _unique(kind_of, int(kind_of.max(initial=-1)) + 1)
-    means = list(
-        chain.from_iterable(
-            means_of(example.evidence, history) for example, history in zip(examples, histories, strict=True)
-        )
-    )
+    # in order of appearance, so that a batch does not depend on what the encoder has seen before
+    kinds: dict[Kind, int] = {}
+    act_kind = np.array([kinds.setdefault(kind, len(kinds)) for kind in acts.kinds], np.int64)
     user_bags = lay_out([encoder.user(example.evidence.fields) for example in examples])
     request_bags = lay_out([encoder.request(example.request) for example in examples])
-    bags = (item_bags, user_bags, request_bags, encoder.kind_bags(kinds))
+    bags = (item_bags, user_bags, request_bags, encoder.kinds(kinds))
     lengths = np.concatenate([bag.lengths for bag in bags])
     touched, bag_rows = _unique(np.concatenate([bag.rows for bag in bags]), encoder.sizes.V)
 
@@ -426,7 +458,7 @@ def collate(examples: Sequence[Example], catalogue: Catalogue, encoder: Encoder)
         act_item_A=torch.from_numpy(act_item),
         act_kind_A=torch.from_numpy(act_kind),
         act_slate_A=torch.from_numpy(act_slate),
-        act_inputs=torch.from_numpy(act_inputs(acts, means, times[act_slate])),
+        act_inputs=torch.from_numpy(act_inputs(acts, times[act_slate])),
         row_item_R=torch.from_numpy(row_item),
         row_slate_R=torch.from_numpy(row_slate),
         row_ages=torch.from_numpy(ages(times[row_slate], born[row_item])),
@@ -447,38 +479,41 @@ def _acted(
     items: int,
 ) -> NDArray[np.float32]:
     """1 for each shown row whose item is among the acts of its slate's user."""
-    return np.isin(row_slate * items + row_item, act_slate * items + act_item).astype(np.float32)
+    slates = int(row_slate.max(initial=0)) + 1
+    found = np.isin(
+        row_slate * items + row_item, act_slate * items + act_item, kind="table" if slates * items < 2**26 else None
+    )
+    return found.astype(np.float32)
 
 
 def _place_strangers(
     examples: Sequence[Example],
     catalogue: Catalogue,
-    shown: Sequence[str],
-    acts: Sequence[Act],
+    named: Sequence[str],
+    *,
+    since: NDArray[np.int64],
     row_slate: NDArray[np.int64],
     places: NDArray[np.int64],
-    strangers: list[Item],
-) -> None:
+) -> list[Item]:
+    """Give the items that are not as the catalogue has them places behind it, in place."""
+    strangers: list[Item] = []
     numbers: dict[str, int] = {}
     inline = {
         row: examples[slate].inline[item]
-        for row, (item, slate) in enumerate(zip(shown, row_slate.tolist(), strict=True))
+        for row, (item, slate) in enumerate(zip(named, row_slate.tolist(), strict=False))
         if item in examples[slate].inline
     }
+    for row, fields in inline.items():
+        before = catalogue.get(named[row]) or Item(named[row], {}, int(since[row]))
+        places[row] = len(catalogue) + len(strangers)
+        strangers.append(Item(before.id, {**before.fields, **fields}, before.first_seen))
     for row in np.flatnonzero(places < 0).tolist():
-        if row in inline:
-            continue
-        item = shown[row] if row < len(shown) else acts[row - len(shown)].item
+        item = named[row]
         if item not in numbers:
             numbers[item] = len(catalogue) + len(strangers)
-            time = examples[row_slate[row]].time if row < len(shown) else acts[row - len(shown)].time
-            strangers.append(Item(item, {}, time))
+            strangers.append(Item(item, {}, int(since[row])))
         places[row] = numbers[item]
-    for row, fields in inline.items():
-        item, time = shown[row], examples[row_slate[row]].time
-        before = catalogue.get(item) or Item(item, {}, time)
-        places[row] = len(catalogue) + len(strangers)
-        strangers.append(Item(item, {**before.fields, **fields}, before.first_seen))
+    return strangers
 
 
 def _unique(values: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -490,12 +525,15 @@ def _unique(values: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], ND
     return found, mark[values]
 
 
-def lay_out(bags: Sequence[Bag]) -> Flat:
-    """One or more bags, end to end."""
+def lay_out(bags: Sequence[Bag], numbers: int = 0) -> Flat:
+    """Bags end to end; where there are none, `numbers` says how many numbers each would have."""
+    if not bags:
+        nothing = np.zeros(0, np.int64)
+        return Flat(nothing, np.zeros(0, np.float32), nothing, np.zeros((0, numbers), np.float32))
     return Flat(
         np.concatenate([bag.rows for bag in bags]),
         np.concatenate([bag.weights for bag in bags]),
-        np.fromiter((len(bag.rows) for bag in bags), np.int64, len(bags)),
+        np.array([len(bag.rows) for bag in bags], np.int64),
         np.stack([bag.numbers for bag in bags]),
     )
 

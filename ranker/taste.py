@@ -84,11 +84,13 @@ class History(nn.Module):
 
     def forward(self, hidden_AH: Tensor, slate_A: Tensor, slates: int) -> tuple[Tensor, Tensor]:
         """Posterior mean and precision, (S, K) each, from the acts' hidden layer and the slate each belongs to."""
-        precision_AK, mean_AK = functional.linear(hidden_AH, self.out, self.out_bias).chunk(2, 1)
-        precision_AK = functional.softplus(precision_AK)
-        factor_A2K = torch.cat([precision_AK, precision_AK * mean_AK], 1)
-        factor_S2K = factor_A2K.new_zeros(slates, factor_A2K.shape[1]).index_add(0, slate_A, factor_A2K)
-        precision_SK, information_SK = factor_S2K.chunk(2, 1)
         prior_K, mean_K = self.prior()
-        precision_SK = precision_SK + prior_K
-        return (information_SK + prior_K * mean_K) / precision_SK, precision_SK
+        # two products rather than one that is cut: softplus is 7 times as slow on a slice of a wider array
+        to_precision, to_mean = self.out.chunk(2)
+        precision_bias, mean_bias = self.out_bias.chunk(2)
+        precision_AK = functional.softplus(functional.linear(hidden_AH, to_precision, precision_bias))
+        mean_AK = functional.linear(hidden_AH, to_mean, mean_bias)
+        none_SK = precision_AK.new_zeros(slates, len(prior_K))
+        precision_SK = none_SK.index_add(0, slate_A, precision_AK) + prior_K
+        information_SK = none_SK.index_add(0, slate_A, precision_AK * mean_AK) + prior_K * mean_K
+        return information_SK / precision_SK, precision_SK
