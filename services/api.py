@@ -5,6 +5,7 @@ the request path. FastAPI keeps the routes and the OpenAPI document, which is co
 read and write the bodies, so it cannot say anything else than what runs. /docs needs no content delivery network.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -42,6 +43,22 @@ PROBLEM = "application/problem+json"
 #: a body over the limit is read and thrown away up to this many times the limit, so that its sender hears the answer
 DRAIN = 16
 
+#: every route template, the closed set of metrics labels
+PATHS = (
+    "/v1/rank",
+    "/v1/recommend",
+    "/v1/feedback",
+    "/v1/models",
+    "/v1/models/{version}/promote",
+    "/v1/models/{version}/rollback",
+    "/v1/fairness",
+    "/v1/schema",
+    "/metrics",
+    "/v1/metrics/targets",
+    "/healthz",
+    "/readyz",
+)
+
 _encode = msgspec.json.Encoder().encode
 _rank = msgspec.json.Decoder(RankRequest)
 _recommend = msgspec.json.Decoder(RecommendRequest)
@@ -74,7 +91,8 @@ def build(replica: Replica, *, started: bool = False) -> FastAPI:
             replica.start()
         yield
         if not started:
-            replica.close()
+            await asyncio.to_thread(replica.close)
+            await replica.reads.close()
 
     app: FastAPI = FastAPIOffline(
         title="plurank",

@@ -38,10 +38,10 @@ def take(body: bytes, *, signer: Signer, scopes: frozenset[Scope], tenant: str |
     """Decode and check every event of a body; a bad one does not harm its neighbours.
 
     Raises:
-        EventError: the body holds no event, or is an array that does not parse.
-        RequestError: 400, it is a single thing that is not JSON.
+        EventError: the body holds no event.
+        RequestError: 400, it is one event or one array and not JSON.
     """
-    parts = events.split_batch(body)
+    parts = _parts(body)
     admitted: list[Event] = []
     results = []
     for index, part in enumerate(parts):
@@ -58,6 +58,18 @@ def take(body: bytes, *, signer: Signer, scopes: frozenset[Scope], tenant: str |
                 EventResult(index=index, status="refused", reason=reason, thing=error.thing, remedy=error.remedy)
             )
     return Intake(admitted=admitted, results=results)
+
+
+def _parts(body: bytes) -> list[bytes]:
+    try:
+        parts = events.split_batch(body)
+    except EventError:
+        if body.strip():
+            _insist_on_json(body)
+        raise
+    if not parts:
+        raise EventError("body", "an empty array", "send one event, a JSON array of events, or JSON lines")
+    return parts
 
 
 def _verify(event: Event, size: int, signer: Signer, scopes: frozenset[Scope]) -> None:

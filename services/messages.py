@@ -4,6 +4,7 @@ msgspec reads and writes them on the request path; their JSON Schema is what /do
 """
 
 import difflib
+import json
 import math
 import re
 from typing import Annotated, Any, Literal, TypeVar
@@ -216,7 +217,7 @@ def read(body: bytes, decoder: "msgspec.json.Decoder[Kind]") -> Kind:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _explained(str(error), decoder.type, msgspec.json.decode(body)) from None
+        raise _explained(str(error), decoder.type, body) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise malformed(body, str(error)) from None
 
@@ -228,18 +229,27 @@ def malformed(body: bytes, reason: str) -> RequestError:
     return problem
 
 
-def _explained(text: str, kind: type[Struct], data: Any) -> RequestError:
+def _explained(text: str, kind: type[Struct], body: bytes) -> RequestError:
     reason, _, path = text.partition(" - at ")
     place = path.strip("`").removeprefix("$").lstrip(".") or "body"
     unknown = re.search(r"unknown field `(.*?)`", text)
     if unknown is None:
-        for key in re.findall(r"[^.\[\]]+", place.partition("[...]")[0] if isinstance(data, dict) else ""):
+        data = _loose(body)
+        for key in re.findall(r"[^.\[\]]+", place.partition("[...]")[0]):
             data = data.get(key) if isinstance(data, dict) else data
         return RequestError(place, data, reason[:1].lower() + reason[1:])
     fields = Candidate.__struct_fields__ if place.startswith("items") else kind.__struct_fields__
     near = difflib.get_close_matches(unknown.group(1), fields, 1, 0.5)
     hint = f"did you mean {near[0]!r}?" if near else "valid keys are " + ", ".join(sorted(fields))
     return RequestError(place, unknown.group(1), hint)
+
+
+def _loose(body: bytes) -> Any:
+    """The body as plain data, numbers beyond a float's range included, to quote from it."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return body[:80].decode("utf-8", "replace")
 
 
 def named(fields: dict[str, Value] | list[Field]) -> dict[str, Value]:

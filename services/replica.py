@@ -483,9 +483,9 @@ class Replica:
             found = await self.reads.targets()
         except StoreUnavailable:
             found = {}
-        found.pop(self.telemetry.process, None)
-        pages = await asyncio.gather(*(asyncio.to_thread(_page, at, self.tokens["metrics"]) for at in found.values()))
-        texts = {process: page for process, page in zip(found, pages, strict=True) if page is not None}
+        others = {process: at for process, at in found.items() if process != self.telemetry.process}
+        pages = await asyncio.gather(*(asyncio.to_thread(_page, at, self.tokens["metrics"]) for at in others.values()))
+        texts = {process: page for process, page in zip(others, pages, strict=True) if page is not None}
         return merge_text({self.telemetry.process: self.telemetry.text(), **texts})
 
 
