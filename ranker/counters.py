@@ -62,7 +62,15 @@ class Counters(nn.Module):
 
         Units: ms; now_R may be (1,) for one time for all.
         """
-        found_RF = torch.minimum(self.counts_VF[keys_R2[:, 0]], self.counts_VF[keys_R2[:, 1]])
+        return self.read(self.find(keys_R2), now_R)
+
+    def find(self, keys_R2: Tensor) -> Tensor:
+        """The counts of items as they are stored (R, F)."""
+        first_RF, second_RF = (self.counts_VF.index_select(0, keys_R) for keys_R in keys_R2.unbind(1))
+        return torch.minimum(first_RF, second_RF)
+
+    def read(self, found_RF: Tensor, now_R: Tensor) -> Tensor:
+        """The inputs, from counts that were found."""
         shown, worked = (found_RF * self._fade(now_R, -1)).chunk(2, 1)
         all_shown, all_worked = self.totals_F.chunk(2)
         base = (all_worked + BASE) / (all_shown + 1)

@@ -1,6 +1,6 @@
 """Multi-gate mixture of experts (Ma et al. 2018; as in Zhao et al. 2019): experts shared, a gate per objective.
 
-Axes: R rows, S shared inputs, E experts, H hidden units of an expert, T objectives.
+Axes: R rows, S shared inputs, E experts, H hidden units of an expert, T objectives, X = E * T.
 """
 
 import math
@@ -13,18 +13,25 @@ from torch.nn import functional
 CUT = 30.0
 
 
-def mixed(votes_RET: Tensor, gates_RET: Tensor, seen_RE: Tensor | None = None) -> Tensor:
-    """Votes weighted by the softmax of the gates over the experts, by clamp, exp and one division at the end.
+def mixed(votes_RX: Tensor, gates_RX: Tensor, fold_XT: Tensor, seen_RX: Tensor | None = None) -> Tensor:
+    """Votes weighted by the softmax of the gates over the experts.
 
-    Shapes: (R, E, T), (R, E, T), (R, E) -> (R, T); `seen` leaves experts out and the others share what is left.
+    By clamp, exp and one division at the end; sums over experts are products with 0 and 1. On 2 cores `torch.softmax`
+    over 8 experts cost as much as the experts themselves. Differs from softmax only where a logit lies beyond +-CUT.
 
-    On 2 cores `torch.softmax` over 8 experts cost as much as the experts themselves. Differs from softmax only
-    where a logit lies beyond +-CUT.
+    Shapes: votes, gates (R, X) where X is every expert with every objective; fold (X, T) from `folding`; `seen`
+    leaves experts out and the others share what is left.
     """
-    shares_RET = gates_RET.clamp(-CUT, CUT).exp()
-    if seen_RE is not None:
-        shares_RET = shares_RET * seen_RE[:, :, None]
-    return (votes_RET * shares_RET).sum(1) / shares_RET.sum(1)
+    shares_RX = gates_RX.clamp(-CUT, CUT).exp()
+    if seen_RX is not None:
+        shares_RX = shares_RX * seen_RX
+    found: Tensor = ((votes_RX * shares_RX) @ fold_XT) / (shares_RX @ fold_XT)
+    return found
+
+
+def folding(experts: int, objectives: int) -> Tensor:
+    """The matrix that sums over experts, (experts * objectives, objectives)."""
+    return torch.eye(objectives).repeat(experts, 1)
 
 
 class MMoE(nn.Module):
@@ -70,9 +77,10 @@ class MMoE(nn.Module):
         """
         rows = len(x_RS)
         hidden, gates = functional.linear(x_RS, self.weight, self.bias).split_with_sizes(self.split, 1)
-        votes_RET = functional.linear(hidden.relu().reshape(rows, self.experts, -1), self.heads_TH)
-        seen_RE = None
+        votes_RX = functional.linear(hidden.relu().reshape(rows, self.experts, -1), self.heads_TH).flatten(1)
+        seen_RX = None
         if self.training and generator is not None:
             seen_RE = torch.rand(rows, self.experts, generator=generator) >= self.dropout
             seen_RE = seen_RE | ~seen_RE.any(1, keepdim=True)
-        return mixed(votes_RET, gates.reshape(rows, self.experts, self.objectives), seen_RE) + self.heads_T
+            seen_RX = seen_RE.repeat_interleave(self.objectives, 1)
+        return mixed(votes_RX, gates, folding(self.experts, self.objectives), seen_RX) + self.heads_T

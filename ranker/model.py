@@ -35,7 +35,7 @@ from ranker.events import Value
 from ranker.evidence import Act, Evidence
 from ranker.features import ACTS, AGES, Bag, Batch, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
 from ranker.index import Index
-from ranker.mmoe import MMoE, mixed
+from ranker.mmoe import MMoE, folding, mixed
 from ranker.taste import Factor, History, Taste, fuse
 
 #: below this many items the item side of the first layer is kept; above, memory matters more than the product
@@ -240,13 +240,19 @@ class Scores:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Side:
-    """The item side of everything, by catalogue row; `kept_NX` is [first layer or features, phi, b, wide]."""
+    """The item side of everything, by catalogue row.
+
+    Attributes:
+        first_NS: its part of the first layer, or (N, D) its features where `wide` is False.
+        tail_NX: [phi, b, wide term, counts].
+        act_NH: its part of an act's hidden layer.
+    """
 
     seen: list[Item]
-    kept_NX: Tensor
+    first_NS: Tensor
+    tail_NX: Tensor
     act_NH: Tensor
     born_N: NDArray[np.int64]
-    keys_N2: Tensor
     wide: bool
     index: Index
 
@@ -295,27 +301,31 @@ class Inference:
         prior_K = np.exp(w["history.prior_log_precision_K"].numpy())
         self._prior = Factor(prior_K, prior_K * w["history.prior_mean_K"].numpy())
         objectives = len(config.objectives)
-        self._to_phi, to_z, self._to_zphi, self._to_r, self._to_item, to_user, to_request, to_row = (
+        to_phi, to_z, to_zphi, to_r, to_item, to_user, to_request, to_row = (
             part.T.contiguous() for part in w["first"].split_with_sizes(parts(sizes.K, sizes.D, objectives), 1)
         )
+        self._to_first, self._to_zphi_r = torch.cat([to_item, to_phi, to_r]), to_zphi + to_r
         self._to_user = torch.cat([to_z, to_user, to_request]).numpy()
         self._first_bias = w["first_bias"].numpy()
         # the request's product, K + F + 1 lines: z * phi and r, row, and 1 for the user side
         self._request_XS = torch.cat([torch.zeros(sizes.K, sizes.S), to_row, torch.zeros(1, sizes.S)])
-        self._direct_FT = w["direct_TF"].T.contiguous()
+        # beside it, the direct term and, where phi meets the taste, the utility: K + F + 1 lines too
+        self._beside_XT = torch.zeros(len(self._request_XS), objectives + 1)
+        self._beside_XT[sizes.K : -1, :objectives] = w["direct_TF"].T
         self._counters = Counters(sizes.V // 2, objectives)
         counted = {name.removeprefix("counters."): w[name] for name in w if name.startswith("counters.")}
         self._counters.load_state_dict(counted, assign=True)
         width = sizes.E * sizes.H
-        self._experts_SX, self._gates_SX = (part.T.contiguous() for part in w["experts.weight"].tensor_split([width]))
+        self._experts, self._gates = w["experts.weight"].tensor_split([width])
         self._experts_bias, self._gates_bias = w["experts.bias"].tensor_split([width])
-        self._heads_HT, self._heads_T = w["experts.heads_TH"].T.contiguous(), w["experts.heads_T"]
+        self._heads_XT = torch.block_diag(*[w["experts.heads_TH"].T] * sizes.E)
+        self._heads_T, self._fold_XT = w["experts.heads_T"], folding(sizes.E, objectives)
         self._tower = BiasTower([objective.biased for objective in config.objectives])
         self._tower.load_state_dict({"place_PT": w["tower.place_PT"], "cross_RT": w["tower.cross_RT"]})
         self._tower.eval()
         self._offset_T, self._scale_T = w["offset_T"].numpy(), w["scale_T"].numpy()
         self._typical_T = w["typical_T"]
-        self._value_T = np.array([objective.kind == "value" for objective in config.objectives])
+        self._values = [place for place, objective in enumerate(config.objectives) if objective.kind == "value"]
         self._kinds: tuple[dict[Kind, int], NDArray[np.float32]]
         self._kinds = {}, np.zeros((0, sizes.encoder), np.float32)
         self._lock = threading.Lock()
@@ -338,23 +348,19 @@ class Inference:
         rows = np.array([*changed, *range(len(seen), len(items))], np.int64)
         if len(rows) == 0 and catalogue is self._catalogue:
             return
-        kept_NX, act_NH, born_N, keys_N2 = side.kept_NX, side.act_NH, side.born_N, side.keys_N2
+        first_NS, tail_NX, act_NH, born_N = side.first_NS, side.tail_NX, side.act_NH, side.born_N
         # rows beyond what readers know may be written in place; rows they know may not
         if len(items) > len(born_N) or changed:
             size = max(64, len(born_N))
             while size < len(items):
                 size *= 2
-            kept_NX, act_NH = _grown(kept_NX, size), _grown(act_NH, size)
+            first_NS, tail_NX, act_NH = (_grown(tensor, size) for tensor in (first_NS, tail_NX, act_NH))
             born_N = np.concatenate([born_N, np.zeros(size - len(born_N), np.int64)])
-            keys_N2 = _grown(keys_N2, size)
         for few in np.array_split(rows, max(1, len(rows) // 16_384)):
-            bags = self.encoder.items(catalogue, few)
-            kept_NX[few], act_NH[few] = self._embed(bags, wide)
-            keys_N2[few] = _keys(bags)
+            first_NS[few], tail_NX[few], act_NH[few] = self._embed(self.encoder.items(catalogue, few), wide)
             born_N[few] = [items[row].first_seen for row in few.tolist()]
-        places = slice(kept_NX.shape[1] - self._tail, kept_NX.shape[1] - len(self.config.objectives))
-        index = Index(kept_NX[: len(items), places].numpy())
-        self._side = _Side(items, kept_NX, act_NH, born_N, keys_N2, wide, index)
+        index = Index(tail_NX[: len(items), : self.sizes.K + 1].numpy())
+        self._side = _Side(items, first_NS, tail_NX, act_NH, born_N, wide, index)
         self._catalogue = catalogue
 
     @property
@@ -406,32 +412,29 @@ class Inference:
         side = self._side
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(side.seen):
             raise IndexError(f"rows reach from {rows.min()} to {rows.max()}, {len(side.seen)} items are attached")
-        places_N = torch.from_numpy(rows)
-        kept_NX, keys_N2 = side.kept_NX.index_select(0, places_N), side.keys_N2.index_select(0, places_N)
-        born_N, acted_N = side.born_N[rows], self._acted(taste, rows, extra)
+        K, objectives = self.sizes.K, len(self.config.objectives)
+        places_N, born_N = torch.from_numpy(rows), side.born_N[rows]
+        first_NS, tail_NX = side.first_NS.index_select(0, places_N), side.tail_NX.index_select(0, places_N)
         if extra:
-            bags = lay_out([self.encoder.item(item) for item in extra])
-            kept_NX = torch.cat([kept_NX, self._embed(bags, side.wide)[0]])
-            keys_N2 = torch.cat([keys_N2, _keys(bags)])
+            first, tail, _ = self._embed(lay_out([self.encoder.item(item) for item in extra]), side.wide)
+            first_NS, tail_NX = torch.cat([first_NS, first]), torch.cat([tail_NX, tail])
             born_N = np.concatenate([born_N, np.array([item.first_seen for item in extra], np.int64)])
-        tail, objectives = self._tail, len(self.config.objectives)
-        side_NX, phi_NK, intercept_N1, wide_NT = kept_NX.split_with_sizes(
-            [kept_NX.shape[1] - tail, self.sizes.K, 1, objectives], 1
-        )
-        first_NS = side_NX if side.wide else self._first(side_NX, kept_NX[:, -tail:-objectives])
-        mean_K = torch.from_numpy(np.asarray(taste.mean_K, np.float32))
-        request_XS = self._request_XS.clone()
-        torch.mul(mean_K[:, None], self._to_zphi + self._to_r, out=request_XS[: self.sizes.K])
-        parts_of_user = [taste.mean_K, self._vector("user", self.encoder.user(user))]
-        parts_of_user.append(self._vector("request", self.encoder.request(request)))
-        request_XS[-1] = torch.from_numpy(np.concatenate(parts_of_user) @ self._to_user + self._first_bias)
-        row_NF = torch.cat(
-            [torch.from_numpy(ages(now, born_N)), acted_N[:, None], self._counters(keys_N2, torch.tensor([now]))], 1
-        )
-        input_NX = torch.cat([phi_NK, row_NF, torch.ones(len(row_NF), 1)], 1)
-        shared_NS = torch.addmm(first_NS, input_NX, request_XS).relu_()
-        logits_NT = torch.addmm(self._mix(shared_NS) + wide_NT, row_NF, self._direct_FT)
-        utility_N = torch.addmv(intercept_N1[:, 0], phi_NK, mean_K)
+        if not side.wide:
+            first_NS = self._first(first_NS, tail_NX[:, : K + 1])
+        wide_end = K + 1 + objectives
+        counts_NF = self._counters.read(tail_NX[:, wide_end:], torch.tensor([now]))
+        input_NX = np.empty((len(born_N), len(self._request_XS)), np.float32)
+        input_NX[:, :K] = tail_NX[:, :K]
+        input_NX[:, K : K + AGES] = ages(now, born_N)
+        input_NX[:, K + AGES] = self._acted(taste, rows, extra)
+        input_NX[:, K + AGES + 1 : -1] = counts_NF
+        input_NX[:, -1] = 1
+        x_NX = torch.from_numpy(input_NX)
+        request_XS, beside_XT = self._user_side(taste, user, request)
+        shared_NS = first_NS.addmm_(x_NX, request_XS).relu_()
+        beside_NT = x_NX @ beside_XT
+        logits_NT = self._mix(shared_NS) + tail_NX[:, K + 1 : wide_end] + beside_NT[:, :-1]
+        utility_N = beside_NT[:, -1] + tail_NX[:, K]
         found = logits_NT.numpy()
         return Scores(probabilities_NT=self._chances(found), logits_NT=found, utility_N=utility_N.numpy())
 
@@ -452,22 +455,39 @@ class Inference:
         """How likely each place is acted on against the first, per objective, for a typical impression: (depth, T)."""
         return self._tower.examination(self._typical_T, depth)
 
-    @property
-    def _tail(self) -> int:
-        return self.sizes.K + 1 + len(self.config.objectives)
-
     def _empty(self, *, wide: bool) -> _Side:
-        kept_NX = torch.zeros(0, (self.sizes.S if wide else self.sizes.D) + self._tail)
-        act_NH, born_N = torch.zeros(0, self.sizes.encoder), np.zeros(0, np.int64)
-        keys_N2 = torch.zeros(0, 2, dtype=torch.int64)
-        return _Side([], kept_NX, act_NH, born_N, keys_N2, wide, Index(np.zeros((0, self.sizes.K + 1), np.float32)))
+        sizes, objectives = self.sizes, len(self.config.objectives)
+        first_NS = torch.zeros(0, sizes.S if wide else sizes.D)
+        tail_NX = torch.zeros(0, sizes.K + 1 + objectives + self._counters.inputs)
+        index = Index(np.zeros((0, sizes.K + 1), np.float32))
+        return _Side([], first_NS, tail_NX, torch.zeros(0, sizes.encoder), np.zeros(0, np.int64), wide, index)
 
-    def _acted(self, taste: Taste, rows: NDArray[np.int64], extra: Sequence[Item]) -> Tensor:
-        """1 for each candidate that the user acted on before."""
+    def _user_side(
+        self, taste: Taste, user: Mapping[str, Value], request: Mapping[str, Value]
+    ) -> tuple[Tensor, Tensor]:
+        """What the candidates' inputs are multiplied with: for the first layer, and beside the experts."""
+        K = self.sizes.K
+        mean_K = torch.from_numpy(np.asarray(taste.mean_K, np.float32))
+        known = (
+            taste.mean_K,
+            self._vector("user", self.encoder.user(user)),
+            self._vector("request", self.encoder.request(request)),
+        )
+        request_XS, beside_XT = self._request_XS.clone(), self._beside_XT.clone()
+        torch.mul(mean_K[:, None], self._to_zphi_r, out=request_XS[:K])
+        request_XS[-1] = torch.from_numpy(np.concatenate(known) @ self._to_user + self._first_bias)
+        beside_XT[:K, -1] = mean_K
+        return request_XS, beside_XT
+
+    def _acted(self, taste: Taste, rows: NDArray[np.int64], extra: Sequence[Item]) -> NDArray[np.bool_]:
+        """Which candidates the user acted on before."""
         find = self._catalogue.rows.get if self._catalogue is not None else {}.get
+        mark = np.zeros(self.attached + 1, np.bool_)
         known = np.array([find(item, -1) for item in taste.acted], np.int64)
-        acted_N = [np.isin(rows, known), np.array([item.id in taste.acted for item in extra], np.bool_)]
-        return torch.from_numpy(np.concatenate(acted_N).astype(np.float32))
+        mark[known[known < self.attached]] = True
+        mark[-1] = False
+        acted_N: NDArray[np.bool_] = mark[rows]
+        return np.append(acted_N, [item.id in taste.acted for item in extra]) if extra else acted_N
 
     def _acted_on(self, names: Sequence[str]) -> NDArray[np.float32]:
         """The item part of the acts' hidden layer, a fresh array; unknown items are embedded on the spot."""
@@ -479,33 +499,33 @@ class Inference:
         hidden_AH[known] = side.act_NH.numpy()[rows[known]]
         if not known.all():
             bags = [self.encoder.item(Item(name)) for name, there in zip(names, known, strict=True) if not there]
-            hidden_AH[~known] = self._embed(lay_out(bags), side.wide)[1].numpy()
+            hidden_AH[~known] = self._embed(lay_out(bags), side.wide)[2].numpy()
         return hidden_AH
 
-    def _embed(self, bags: Flat, wide: bool) -> tuple[Tensor, Tensor]:
+    def _embed(self, bags: Flat, wide: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The item side of bags, as `_Side` keeps it: first layer or features, tail, act."""
         rows, weights = torch.from_numpy(bags.rows), torch.from_numpy(bags.weights)
         starts = torch.from_numpy(np.cumsum(bags.lengths) - bags.lengths)
         item_ND = functional.embedding_bag(rows, self._table_VD, starts, mode="sum", per_sample_weights=weights)
         wide_NT = functional.embedding_bag(rows, self._wide_VT, starts, mode="sum", per_sample_weights=weights)
         item_ND = item_ND + torch.from_numpy(bags.numbers @ self._numbers["item"])
-        base_NK1 = functional.linear(item_ND, self._phi, self._phi_bias)
-        first = self._first(item_ND, base_NK1) if wide else item_ND
-        return torch.cat([first, base_NK1, wide_NT], 1), item_ND @ self._act_item.T
+        base_NX = functional.linear(item_ND, self._phi, self._phi_bias)
+        counts_NF = self._counters.find(rows[starts[:, None] + torch.arange(2)])
+        first = self._first(item_ND, base_NX) if wide else item_ND
+        return first, torch.cat([base_NX, wide_NT, counts_NF], 1), item_ND @ self._act_item.T
 
-    def _first(self, item_ND: Tensor, base_NK1: Tensor) -> Tensor:
-        return torch.cat([item_ND, base_NK1], 1) @ torch.cat([self._to_item, self._to_phi, self._to_r])
+    def _first(self, item_ND: Tensor, base_NX: Tensor) -> Tensor:
+        return torch.cat([item_ND, base_NX], 1) @ self._to_first
 
     def _mix(self, shared_NS: Tensor) -> Tensor:
-        experts, objectives = self.sizes.E, len(self.config.objectives)
-        gates_NET = torch.addmm(self._gates_bias, shared_NS, self._gates_SX).view(-1, experts, objectives)
-        hidden_NX = torch.addmm(self._experts_bias, shared_NS.to(self._experts_SX.dtype), self._experts_SX).relu_()
-        votes_NT = hidden_NX.view(-1, self.sizes.H) @ self._heads_HT
-        return mixed(votes_NT.view(-1, experts, objectives).float(), gates_NET) + self._heads_T
+        gates_NX = functional.linear(shared_NS, self._gates, self._gates_bias)
+        hidden_NX = functional.linear(shared_NS, self._experts, self._experts_bias).relu_()
+        return mixed(hidden_NX @ self._heads_XT, gates_NX, self._fold_XT) + self._heads_T
 
     def _chances(self, logits_NT: NDArray[np.float32]) -> NDArray[np.float32]:
         chances: NDArray[np.float32] = expit(logits_NT)
-        if self._value_T.any():
-            chances = np.where(self._value_T, self._offset_T + self._scale_T * logits_NT, chances)
+        for place in self._values:
+            chances[:, place] = self._offset_T[place] + self._scale_T[place] * logits_NT[:, place]
         return chances
 
     def _vector(self, side: str, bag: Bag) -> NDArray[np.float32]:
@@ -526,12 +546,6 @@ class Inference:
                 self._kinds = known, kinds_CH
         found: NDArray[np.float32] = kinds_CH[[known[key] for key in keys]]
         return found
-
-
-def _keys(bags: Flat) -> Tensor:
-    """The two id rows of each item, (N, 2)."""
-    starts = np.cumsum(bags.lengths) - bags.lengths
-    return torch.from_numpy(bags.rows[starts[:, None] + np.arange(2)])
 
 
 def _grown(tensor: Tensor, size: int) -> Tensor:
