@@ -88,7 +88,7 @@ def build(replica: Replica, *, started: bool = False) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         if not started:
-            replica.start()
+            await asyncio.to_thread(replica.start)
         yield
         if not started:
             await asyncio.to_thread(replica.close)

@@ -14,6 +14,7 @@ from msgspec import Meta, Struct
 
 from ranker.errors import PlurankError, RequestError
 from ranker.events import MAX_ITEMS, Field, Identifier, Value
+from streaming.monitor import Window
 
 Kind = TypeVar("Kind", bound=Struct)
 Fields = Annotated[
@@ -186,9 +187,10 @@ class PointerAnswer(Struct, frozen=True, kw_only=True):
 
 
 class FairnessAnswer(Struct, frozen=True, kw_only=True):
-    """The monitor's latest window: by group and objective; groups under the minimum size are withheld."""
+    """What the monitor has published: everything since its beginning, and by window. Small groups are withheld."""
 
-    windows: list[dict[str, Any]]
+    total: Window | None
+    windows: list[Window]
 
 
 class Target(Struct, frozen=True, kw_only=True):

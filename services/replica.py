@@ -50,6 +50,7 @@ from services.settings import Settings
 from services.telemetry import ApiTelemetry, merge_text
 from services.tokens import Scope, Signer, Tokens
 from streaming.log import Token
+from streaming.monitor import TOTAL, Window
 from streaming.store import Changes, Stored
 
 log = logging.getLogger("plurank.replica")
@@ -170,7 +171,7 @@ class Replica:
     def start(self) -> None:
         """Load what there is, then follow it."""
         self.outbox.start()
-        self._address = f"127.0.0.1:{self.telemetry.serve(self.tokens['metrics'])}"
+        self._address = f"{self.settings.telemetry}:{self.telemetry.serve(self.tokens['metrics'])}"
         self.follow_catalogue()
         self.follow_pointer()
         self._thread.start()
@@ -459,14 +460,16 @@ class Replica:
     # -- what it shows -----------------------------------------------------------------------------------------
 
     async def fairness(self) -> FairnessAnswer:
-        """The monitor's windows of the last day, oldest first.
+        """The monitor's sums in all and by window of the last day, oldest first.
 
         Raises:
             StoreUnavailable: the store is away.
         """
         since = int((self.clock() - WINDOWS_S) * 1000)
-        found = await self.reads.windows(since)
-        return FairnessAnswer(windows=[{"start": start, **msgspec.json.decode(raw)} for start, raw in found])
+        total, found = await self.reads.windows(name=TOTAL), await self.reads.windows(since)
+        return FairnessAnswer(
+            total=_window(total[-1][1]) if total else None, windows=[_window(raw) for _, raw in found]
+        )
 
     async def targets(self) -> list[Target]:
         """What Prometheus is to scrape.
@@ -522,6 +525,9 @@ def _event(
 
 def _fields(fields: Mapping[str, events.Value]) -> list[Field]:
     return [Field(name, value) for name, value in fields.items()]
+
+
+_window = msgspec.json.Decoder(Window).decode
 
 
 def _pointer(pointer: Pointer) -> PointerAnswer:

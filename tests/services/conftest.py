@@ -45,7 +45,7 @@ class FakeStore:
         self.away = False
         self.asked = 0
         self.announced: dict[str, str] = {}
-        self.kept: list[tuple[int, bytes]] = []
+        self.kept: dict[str, list[tuple[int, bytes]]] = {}
 
     async def evidence(self, user: str) -> Stored | None:
         self._here()
@@ -58,7 +58,7 @@ class FakeStore:
 
     async def windows(self, since: int = 0, *, name: str = "fairness") -> list[tuple[int, bytes]]:
         self._here()
-        return self.kept
+        return self.kept.get(name, [])
 
     async def targets(self) -> dict[str, str]:
         self._here()

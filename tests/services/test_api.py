@@ -428,8 +428,13 @@ def test_metrics_name_the_process_and_count_by_route(service: Service) -> None:
 
 
 def test_fairness_shows_the_monitors_windows(service: Service) -> None:
-    service.store.kept = [(5, b'{"rows": []}')]
-    assert service.call("GET", "/v1/fairness", scope="metrics").json() == {"windows": [{"start": 5, "rows": []}]}
+    window = {"start": 5, "end": 6, "versions": ["v1"], "withheld": 3, "rows": []}
+    assert service.call("GET", "/v1/fairness", scope="metrics").json() == {"total": None, "windows": []}
+    service.store.kept = {
+        "fairness": [(5, msgspec.json.encode(window))],
+        "fairness-total": [(0, msgspec.json.encode(window))],
+    }
+    assert service.call("GET", "/v1/fairness", scope="metrics").json() == {"total": window, "windows": [window]}
 
 
 def test_openapi_is_complete(service: Service) -> None:
