@@ -58,6 +58,12 @@ class _Child:
         self.process: subprocess.Popen[bytes] | None = None
 
     def spawn(self, command: Sequence[str], ready: Callable[[], bool], error: type[PlurankError]) -> None:
+        if _listening(self.port):
+            raise error(
+                f"embedded {self.name}",
+                f"port {self.port}",
+                "another process listens there; end it or set another port",
+            )
         output = self.directory / f"{self.name}.log"
         with output.open("ab") as sink:
             self.process = subprocess.Popen(
@@ -69,7 +75,7 @@ class _Child:
                 start_new_session=True,  # Ctrl-C is for us; we end the child in our own order
             )
         deadline = time.monotonic() + 10
-        while not ready():
+        while not ready() or self.process.poll() is not None:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.end(grace=0)
                 tail = output.read_text("utf-8", "replace")[-500:]

@@ -50,13 +50,13 @@ def replay(
     flying: deque[Future[tuple[int, int]]] = deque()
     first: int | None = None
     for event in stream:
-        if stop is not None and stop.is_set():
-            break
         if first is None:
             first = event.time
         due = began + ((event.time - first) / 1000 / speed if speed > 0 else 0.0)
         while (wait := due - time.monotonic()) > 0 and not (stop is not None and stop.is_set()):
             time.sleep(min(wait, 0.1))
+        if stop is not None and stop.is_set():
+            break
         last = event.time
         if shift_to_now:
             event = msgspec.structs.replace(event, timestamp=int(time.time() * 1000))  # noqa: PLW2901

@@ -2,6 +2,7 @@
 
 import contextlib
 import uuid
+import warnings
 from collections.abc import Iterator
 
 import pytest
@@ -17,6 +18,11 @@ from streaming.store import Store
 def pytest_configure(config: pytest.Config) -> None:
     """kafka-python 3.0 leaves sockets whose connection was refused to the garbage collector."""
     config.addinivalue_line("filterwarnings", r"ignore:unclosed <socket.*laddr=..0\.0\.0\.0:ResourceWarning")
+
+
+def pytest_unconfigure() -> None:
+    """The same for the last of them, which pytest collects after it has dropped the filter above."""
+    warnings.filterwarnings("ignore", r"unclosed <socket.*laddr=..0\.0\.0\.0", ResourceWarning)
 
 
 @pytest.fixture(scope="session")

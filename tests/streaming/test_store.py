@@ -5,8 +5,8 @@ import time
 import pytest
 
 from ranker.errors import StoreUnavailable
-from ranker.evidence import EMPTY, Evidence, fold
 from ranker.events import Interaction
+from ranker.evidence import EMPTY, Evidence, fold
 from services.embedded import Valkey, free_port
 from streaming.log import Token
 from streaming.store import Applied, AsyncStore, Store, Stored
