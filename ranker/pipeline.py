@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -191,9 +192,10 @@ class Pipeline:
         if not 1 <= len(given) <= MAX_ITEMS:
             raise RequestError("items", len(given), f"name 1 to {MAX_ITEMS:,} candidates")
         attached = self.inference.attached
-        if all(type(entry) is str for entry in given):  # the common case, without a loop over the entries
-            rows = self.catalogue.find(given)
-            if len(set(given)) == len(given) and rows.min() >= 0 and rows.max() < attached:
+        if set(map(type, given)) == {str} and len(set(given)) == len(given):
+            # the common case, without a loop over the entries
+            rows = np.fromiter(map(self.catalogue.rows.get, given, repeat(-1)), np.int64, len(given))
+            if rows.min() >= 0 and rows.max() < attached:
                 return _Pool(list(given), rows, [], [])
         known: dict[str, int] = {}
         extra: dict[str, Item] = {}
@@ -256,12 +258,13 @@ class Pipeline:
             smoothing=alpha,
         )
         first_S = order_N[picked]
-        rest_S = np.delete(order_N, picked)[: places - window]
         shown = [
             calibration.miscalibration(target_C, calibration.shares(interests_NC[rows]), alpha)
             for rows in (order_N[:window], first_S)
         ]
-        return np.concatenate([first_S, rest_S]), target_C, (shown[0], shown[1])
+        if places > window:
+            first_S = np.concatenate([first_S, np.delete(order_N, picked)[: places - window]])
+        return first_S, target_C, (shown[0], shown[1])
 
     def _interests(self, pool: _Pool, categories: int) -> NDArray[np.float32]:
         known_NC = self.catalogue.interests_NC[pool.rows, :categories]
@@ -286,8 +289,8 @@ class Pipeline:
             places.tolist(),
             order_S.tolist(),
             utility_N[order_S].tolist(),
-            scores.probabilities_NT[order_S].tolist(),
-            expected_ST.tolist(),
+            map(tuple, scores.probabilities_NT[order_S].tolist()),
+            map(tuple, expected_ST.tolist()),
             propensity_S.tolist(),
         )
         placed = tuple(
@@ -295,8 +298,8 @@ class Pipeline:
                 id=pool.ids[n],
                 position=place,
                 utility=utility,
-                probabilities=tuple(probabilities),
-                expected=tuple(expected),
+                probabilities=probabilities,
+                expected=expected,
                 propensity=propensity,
             )
             for place, n, utility, probabilities, expected, propensity in zip(*columns, strict=True)
