@@ -23,6 +23,8 @@ PARTS = ("service", "trainer", "profiles", "monitor")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     args = parser().parse_args(argv)
+    # the products here are small: a second thread spent three times the processor time and won nothing
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     console = Console(stderr=args.json, highlight=False)
     try:
         found = args.handler(args, console)

@@ -51,7 +51,7 @@ class Line:
         now, events = time.monotonic(), facts["events"] or 0
         before, self._events = self._events, (now, events)
         pace = max(0.0, (events - before[1]) / (now - before[0])) if before else 0.0
-        self._console.print(line(facts, pace), markup=False)
+        self._console.print(line(facts, pace), markup=False, soft_wrap=True)
 
 
 def line(facts: Mapping[str, Any], pace: float) -> str:

@@ -41,7 +41,8 @@ def run(part: str, path: Path | None, *, child: bool = False, visits: float = 10
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("kafka").setLevel(logging.WARNING)
+    for wordy in ("kafka", "faiss"):
+        logging.getLogger(wordy).setLevel(logging.WARNING)
     settings = settings_file.load(path, os.environ)
     if part == "service":
         from services import app

@@ -7,6 +7,7 @@ then the service, then the loops once they have read what is there, then what he
 import contextlib
 import fcntl
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -40,7 +41,11 @@ GROUPS = (PROFILES, TRAINER, MONITOR)
 #: seconds a stop may take in all, and what of them the loops get to read what is there
 STOP_S, DRAIN_S = 7.0, 1.5
 READY_S = 120.0
-SETTINGS, HISTORY, PID = "plurank.toml", "history.json", "up.pid"
+SETTINGS, PID = "plurank.toml", "up.pid"
+#: this file says that the loops hold the history; without it, their folders are views of a log that is gone
+HISTORY = "history.read"
+VIEWS = ("store", "broker", "trainer", "monitor")
+LOOPS = ("profiles", "trainer", "monitor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,10 @@ class _Running:
     broker: Broker | None = None
     store: Valkey | None = None
     timings: dict[str, float] = field(default_factory=dict)
+
+    def say(self, text: str) -> None:
+        """Print it as it is: no markup, no line breaks of the console's own."""
+        self.console.print(text, markup=False, soft_wrap=True)
 
 
 def up(plan: Plan, console: Console) -> dict[str, Any]:
@@ -102,29 +111,32 @@ def _start(plan: Plan, running: _Running, begun: float) -> None:
     state = running.settings.state_dir
     for old in (state / "status").glob("*.json"):
         old.unlink()
+    settled = (state / HISTORY).exists()
+    if not settled:  # a first start that was cut off: the log is gone, so its half-read views begin anew as well
+        for view in VIEWS:
+            shutil.rmtree(state / view, ignore_errors=True)
     running.store = Valkey(state / "store")
     running.store.start()
-    console.print(f"store     Valkey on {running.store.url}")
+    running.say(f"store     Valkey on {running.store.url}")
     running.broker = Broker(state / "broker", groups=GROUPS)
     carried = running.broker.start()
     running.settings = settings = msgspec.structs.replace(
         running.settings, brokers=running.broker.url, store=running.store.url, segmented=True
     )
-    console.print(f"log       Tansu on {running.broker.url}, in memory, kept short in {state / 'broker'}")
+    running.say(f"log       Tansu on {running.broker.url}, in memory, kept short in {state / 'broker'}")
     if carried:
-        console.print(f"          {carried:,} events that the last run had not worked off are in it again")
+        running.say(f"          {carried:,} events that the last run had not worked off are in it again")
     path = write_settings(settings, state / SETTINGS)
     tokens = Tokens.open(settings.token_dir)
     _run(supervisor, "service", path)
-    console.print(f"service   Ray Serve, {settings.replicas} replicas behind HAProxy on port {settings.port}")
+    running.say(f"service   Ray Serve, {settings.replicas} replicas behind HAProxy on port {settings.port}")
     _run(supervisor, "profiles", path)
     _run(supervisor, "monitor", path)
 
     history, total = _history(plan)
-    if not (state / HISTORY).exists():
+    if not settled:
         sent = _send(history(), settings)
-        (state / HISTORY).write_bytes(msgspec.json.encode({"data": plan.data, "events": sent}))
-        console.print(f"history   {sent:,} events into the log")
+        running.say(f"history   {sent:,} events into the log")
     registry = Registry(settings.registry_dir)
     pointer = registry.current()
     if pointer is None:
@@ -133,9 +145,9 @@ def _start(plan: Plan, running: _Running, begun: float) -> None:
         offline.first_version(settings.config, history, registry, console, epochs=epochs, data=data, total=total)
         pointer = registry.current()
     else:
-        console.print(f"model     {pointer.version} out of {settings.registry_dir}")
+        running.say(f"model     {pointer.version} out of {settings.registry_dir}")
     _run(supervisor, "trainer", path)
-    console.print("loops     profiles, trainer, monitor; their words are in " + str(supervisor.logs))
+    running.say("loops     profiles, trainer, monitor; their words are in " + str(supervisor.logs))
     running.timings["started"] = time.monotonic() - begun
 
     url = f"http://{settings.host}:{settings.port}"
@@ -146,17 +158,17 @@ def _start(plan: Plan, running: _Running, begun: float) -> None:
     answer = client.call("POST", "/v1/rank", {"user": user, "items": items})
     running.timings["first_answer"] = time.monotonic() - begun
     first = ", ".join(item["id"] for item in answer["items"])
-    console.print(
-        f"\n[bold]{url}[/] ranked its first slate {running.timings['first_answer']:.0f} s after the start: {first}\n"
-        f"console and API at {url}/docs; a token a scope in {settings.token_dir} (mode 600)\n"
+    running.say(
+        f"\n{url} ranked its first slate {running.timings['first_answer']:.0f} s after the start: {first}\n"
+        f"API at {url}/docs; one token for each scope in {settings.token_dir} (mode 600)\n"
         f"token to rank: {tokens['rank']}\n\n"
         f"try it:\n\n{curl(url, tokens['rank'], user, items)}\n"
     )
     if tuple(plan.data) == (offline.MOVIELENS,):
         _run(supervisor, "audience", path, "--visits", str(plan.visits))
-        console.print("audience  simulated clicks on real ratings (the half of MovieLens that the model never sees)\n")
+        running.say("audience  simulated clicks on real ratings (the half of MovieLens that the model never sees)\n")
     else:
-        console.print("audience  none: there is no truth to simulate one from; `plurank replay` sends events\n")
+        running.say("audience  none: there is no truth to simulate one from; `plurank replay` sends events\n")
 
 
 def curl(url: str, token: str, user: str, items: Sequence[str]) -> str:
@@ -178,7 +190,7 @@ def serve(settings: Settings, parts: Sequence[str], path: Path | None, console: 
             log.create(settings.log)
             for part in parts:
                 _run(running.supervisor, part, path)
-            console.print(f"{', '.join(parts)} on {settings.brokers}; words are in {running.supervisor.logs}")
+            running.say(f"{', '.join(parts)} on {settings.brokers}; words are in {running.supervisor.logs}")
             facts = _watch(running, None)
         except KeyboardInterrupt:
             facts = live.gather(settings.state_dir)
@@ -273,22 +285,23 @@ def _send(history: Iterable[Event], settings: Settings) -> int:
 
 
 def _ready(client: Client, running: _Running) -> None:
-    """Wait until the service serves a version.
+    """Wait until every replica serves a version: so many answers in a row that none can have been passed by.
 
     Raises:
         RegistryError: it does not within READY_S.
     """
     deadline = time.monotonic() + READY_S
-    reason = "no answer"
+    reason, good = "no answer", 0
     with running.console.status("waiting for the service"):
         while time.monotonic() < deadline:
             running.supervisor.tend()
             with contextlib.suppress(PlurankError):
                 answer = client.send("GET", "/readyz")
-                if answer.status == 200:
+                good = good + 1 if answer.status == 200 else 0
+                if good >= 4 * running.settings.replicas:
                     return
                 reason = f"{answer.status}"
-            time.sleep(0.1)
+            time.sleep(0.02 if good else 0.1)
     where = running.supervisor.logs / "service.log"
     raise RegistryError("service", reason, f"it did not get ready within {READY_S:.0f} s; read {where}")
 
@@ -300,25 +313,25 @@ def _watch(running: _Running, seconds: float | None) -> dict[str, Any]:
         time.sleep(1.0)
         for name in running.supervisor.tend():
             child = running.supervisor.children[name]
-            running.console.print(f"[yellow]{name} ended ({child.code}); again in {child.wait:g} s; see {child.log}[/]")
+            running.say(f"{name} ended ({child.code}); again in {child.wait:g} s; see {child.log}")
         _mend(running)
         facts = live.gather(state)
         facts["restarts"] = sum(child.deaths for child in running.supervisor.children.values())
         line.show(facts)
+        if facts["lag"].keys() >= set(LOOPS) and not any(facts["lag"].values()):
+            (state / HISTORY).touch()
     return live.gather(state)
 
 
 def _mend(running: _Running) -> None:
     """Start an embedded broker or store that died again, on the same port."""
     if running.store is not None and not running.store.alive():
-        running.console.print("[yellow]the store ended; it is started again from its file[/]")
+        running.say("the store ended; it is started again from its file")
         running.store.stop()
         running.store.start()
     if running.broker is not None and not running.broker.alive():
         carried = running.broker.restart()
-        running.console.print(
-            f"[yellow]the broker ended, and its log with it; the new log begins with {carried:,} undrained events[/]"
-        )
+        running.say(f"the broker ended, and its log with it; the new log begins with {carried:,} undrained events")
 
 
 def _stop(running: _Running) -> float:
@@ -328,16 +341,16 @@ def _stop(running: _Running) -> float:
     def left() -> float:
         return max(0.3, STOP_S - (time.monotonic() - begun))
 
-    supervisor, console, state = running.supervisor, running.console, running.settings.state_dir
-    console.print("stopping: no new visits")
+    supervisor, state = running.supervisor, running.settings.state_dir
+    running.say("stopping: no new visits")
     killed = supervisor.stop(["audience"], within=1.0)
     serving = threading.Thread(target=lambda: killed.extend(supervisor.stop(["service"], within=left() - 0.5)))
     serving.start()
     _drain(supervisor, state, begun + DRAIN_S)
-    killed += supervisor.stop(["profiles", "trainer", "monitor"], within=min(3.0, left()))
+    killed += supervisor.stop(LOOPS, within=min(3.0, left()))
     serving.join(max(0.3, left() - 1.5))
     if running.broker is not None and (kept := running.broker.stop()):
-        console.print(f"{kept:,} events are kept for the next start")
+        running.say(f"{kept:,} events are kept for the next start")
     serving.join()
     if running.store is not None:
         running.store.stop()
@@ -345,13 +358,13 @@ def _stop(running: _Running) -> float:
     taken = time.monotonic() - begun
     words = f", killed {', '.join(killed)}" if killed else ""
     words += f", {len(swept)} processes were left and swept" if swept else ""
-    console.print(f"ended in {taken:.1f} s{words}")
+    running.say(f"ended in {taken:.1f} s{words}")
     return taken
 
 
 def _drain(supervisor: Supervisor, state: Path, deadline: float) -> None:
     """Wait until the loops say that they have read everything, not longer than the deadline."""
-    loops = [name for name in ("profiles", "trainer", "monitor") if name in supervisor.children]
+    loops = [name for name in LOOPS if name in supervisor.children]
     asked = time.time()
     while time.monotonic() < deadline:
         found = status.read(state / "status")
