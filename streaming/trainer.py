@@ -35,6 +35,8 @@ from streaming.progress import Progress, Rate
 GROUP = "plurank-trainer"
 #: earlier logs whose offsets are kept, for records that are carried over
 LOGS = 8
+#: slates that plurank did not serve, taken into the candidate's window per step
+OTHERS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,15 +275,16 @@ class Trainer:
         )
         for ranking, predicted_NT in predictions.items():
             self.joiner.note(ranking, predicted_NT)
-        for example in examples:
-            if not example.closing:
-                continue
+        closed = [example for example in examples if example.closing]
+        for place, example in enumerate(closed):
             predicted = predictions.get(example.ranking, example.predicted_NT)
             self._progress.add(example, predicted)
+            # slates of others tell only of catastrophes: the last few of a step will do
+            ours = example.served_NT is not None and example.version is not None
             groups = self.joiner.groups.get(example.user)
-            if predicted is not None:
+            if predicted is not None and (ours or place >= len(closed) - OTHERS):
                 self.candidate.add(example, predicted, groups)
-            if example.served_NT is not None and example.version is not None:
+            if example.served_NT is not None and ours:
                 self.current.add(example, example.served_NT, groups)
 
     def _forget(self, user: str) -> None:
