@@ -42,12 +42,13 @@ def profile(
     Units: half_life in ms.
     Source: Steck (2018), eq. 2; the weighting by objectives and the smoothing toward the population are ours.
     """
-    target_C = np.zeros(len(catalogue.categories))
-    kept = _positive(evidence, catalogue, now, objectives)
+    interests_NC = catalogue.interests_NC  # once: another thread may be adding items
+    target_C = np.zeros(interests_NC.shape[1])
+    kept = [act for act in _positive(evidence, catalogue, now, objectives) if act[0] < len(interests_NC)]
     if kept and target_C.size:
         rows_H, times_H, weights_H = (np.array(column) for column in zip(*kept, strict=True))
         weights_H = weights_H * np.exp2((times_H - times_H.max()) / half_life)
-        target_C = weights_H @ catalogue.interests_NC[rows_H, : target_C.size]
+        target_C = weights_H @ interests_NC[rows_H]
     if population_C is not None:
         target_C = target_C + pseudo_acts * population_C
     total = target_C.sum()

@@ -191,7 +191,7 @@ class Pipeline:
         given: Sequence[Any] = request.items or ()
         if not 1 <= len(given) <= MAX_ITEMS:
             raise RequestError("items", len(given), f"name 1 to {MAX_ITEMS:,} candidates")
-        attached = self.inference.attached
+        attached, items = self.inference.attached, self.catalogue.items
         if set(map(type, given)) == {str} and len(set(given)) == len(given):
             # the common case, without a loop over the entries
             rows = np.fromiter(map(self.catalogue.rows.get, given, repeat(-1)), np.int64, len(given))
@@ -206,7 +206,7 @@ class Pipeline:
                 removed.append((name, "duplicate: its first place among the candidates counts"))
                 continue
             row = self.catalogue.rows.get(name, -1)
-            item = self.catalogue.items[row] if row >= 0 else Item(name, {}, request.now)
+            item = items[row] if 0 <= row < len(items) else Item(name, {}, request.now)
             if not isinstance(entry, str) and any(item.fields.get(k) != v for k, v in entry.fields.items()):
                 extra[name] = Item(name, {**item.fields, **entry.fields}, item.first_seen)
             elif 0 <= row < attached:

@@ -1,4 +1,5 @@
 import math
+import threading
 from collections import Counter
 
 import numpy as np
@@ -259,3 +260,30 @@ def test_calibration_can_be_switched_off_by_configuration():
     slate = make(config).rank(Request(user="u", items=[f"i{n}" for n in range(40)], now=NOW), FAN)
     utilities = [item.utility for item in slate.items]
     assert utilities == sorted(utilities, reverse=True)
+
+
+def test_slates_are_made_while_another_thread_adds_items():
+    pipeline = make(items=4)
+    stop, trouble = threading.Event(), []
+
+    def serve() -> None:
+        seed = 0
+        while not stop.is_set():
+            seed += 1
+            newest = f"i{len(pipeline.catalogue) - 1}"
+            request = Request(user="u", items=["i1", "i2", newest] if seed % 2 else None, now=NOW, seed=seed)
+            try:
+                assert pipeline.rank(request, history("i1", newest)).items
+            except Exception as error:
+                trouble.append(error)
+                return
+
+    server = threading.Thread(target=serve)
+    server.start()
+    for n in range(4, 200):
+        pipeline.catalogue.put(Item(f"i{n}", {"genres": [f"genre {n // 8}"], "year": 1990.0}, NOW))
+        if n % 10 == 0:
+            pipeline.inference.attach(pipeline.catalogue)
+    stop.set()
+    server.join()
+    assert trouble == []
