@@ -11,7 +11,9 @@ item has two hashed rows and the smaller count is believed, as in a count-min sk
 Axes: V rows, L half-lives, T objectives, R rows of a batch, F inputs = 2 L T.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 #: seconds: what is hot now, and what the last hours say
@@ -76,6 +78,21 @@ class Counters(nn.Module):
         base = (all_worked + BASE) / (all_shown + 1)
         lift = torch.log((worked / base + PRIOR) / (shown + PRIOR))
         return torch.cat([lift, torch.log1p(shown) / 4], 1)
+
+    def read_at(self, found_NF: NDArray[np.float32], now: int) -> NDArray[np.float32]:
+        """What `read` gives for one time, without torch's cost per call: serving has 12 numbers an item to read."""
+        lives_L, landmark_L = self.half_lives_L.numpy(), self.landmark_L.numpy()
+        fade_L = np.exp2(np.clip((landmark_L - now) / lives_L, -2 * SPAN, 2 * SPAN)).astype(np.float32)
+        fade_F = np.repeat(fade_L, self.objectives)[:, None]
+        all_shown, all_worked = np.split(self.totals_F.numpy()[:, None], 2)
+        width = len(fade_F)
+        inputs_FN = np.empty(found_NF.shape[::-1], np.float32)  # items last, so that every pass runs along memory
+        shown = found_NF.T[:width] * fade_F
+        worked = found_NF.T[width:] * (fade_F * (all_shown + 1) / (all_worked + BASE)) + PRIOR
+        np.log(worked / (shown + PRIOR), out=inputs_FN[:width])
+        np.log(shown + 1, out=inputs_FN[width:])  # log1p is slower by far, and the difference is below 1e-7
+        inputs_FN[width:] /= 4
+        return inputs_FN.T
 
     def count(self, keys_R2: Tensor, now_R: Tensor, shown_RT: Tensor, worked_RT: Tensor) -> None:
         """Add impressions (as expected outcomes relative to an unbiased position) and outcomes, in place."""

@@ -304,7 +304,10 @@ def ages(now: NDArray[np.int64] | int, then: NDArray[np.int64]) -> NDArray[np.fl
     Shapes: (n,) and (n,) -> (n, AGES). Units: ms. What lies in the future is new.
     """
     hours = (np.maximum(now - then, 0) / HOUR_MS).astype(np.float32)
-    return np.column_stack([np.log1p(hours) / 8, np.exp(-hours[:, None] / FADES)]).astype(np.float32, copy=False)
+    found = np.empty((AGES, len(hours)), np.float32)
+    found[0] = np.log(1 + hours) / 8
+    np.exp(np.multiply.outer(-1 / FADES, hours), out=found[1:])
+    return found.T
 
 
 class Acts(NamedTuple):

@@ -304,13 +304,13 @@ class Inference:
         to_phi, to_z, to_zphi, to_r, to_item, to_user, to_request, to_row = (
             part.T.contiguous() for part in w["first"].split_with_sizes(parts(sizes.K, sizes.D, objectives), 1)
         )
-        self._to_first, self._to_zphi_r = torch.cat([to_item, to_phi, to_r]), to_zphi + to_r
+        self._to_first, self._to_zphi_r = torch.cat([to_item, to_phi, to_r]), (to_zphi + to_r).numpy()
         self._to_user = torch.cat([to_z, to_user, to_request]).numpy()
         self._first_bias = w["first_bias"].numpy()
         # the request's product, K + F + 1 lines: z * phi and r, row, and 1 for the user side
-        self._request_XS = torch.cat([torch.zeros(sizes.K, sizes.S), to_row, torch.zeros(1, sizes.S)])
+        self._request_XS = torch.cat([torch.zeros(sizes.K, sizes.S), to_row, torch.zeros(1, sizes.S)]).numpy()
         # beside it, the direct term and, where phi meets the taste, the utility: K + F + 1 lines too
-        self._beside_XT = torch.zeros(len(self._request_XS), objectives + 1)
+        self._beside_XT = np.zeros((len(self._request_XS), objectives + 1), np.float32)
         self._beside_XT[sizes.K : -1, :objectives] = w["direct_TF"].T
         self._counters = Counters(sizes.V // 2, objectives)
         counted = {name.removeprefix("counters."): w[name] for name in w if name.startswith("counters.")}
@@ -376,7 +376,6 @@ class Inference:
         acted = frozenset(act.item for act in evidence.history[-self.sizes.acts :])
         return replace(fuse(self._prior, *self.factors(evidence, now)), acted=acted)
 
-    @torch.inference_mode()
     def factors(self, evidence: Evidence, now: int) -> tuple[list[Factor], dict[str, int]]:
         """What each source of evidence adds to the prior, and how many pieces each holds.
 
@@ -388,10 +387,9 @@ class Inference:
         hidden_AH = self._acted_on(acts.items)
         hidden_AH += self._kinds_of(acts.kinds)
         hidden_AH += act_inputs(acts, now) @ self._act_inputs
-        factor_A2K = np.maximum(hidden_AH, 0) @ self._out + self._out_bias
-        precision_AK = np.logaddexp(factor_A2K[:, : self.sizes.K], 0)
-        information_K = (precision_AK * factor_A2K[:, self.sizes.K :]).sum(0)
-        return [Factor(precision_AK.sum(0), information_K)], {"history": len(acts.items)}
+        raw_AK, mean_AK = np.split(np.maximum(hidden_AH, 0) @ self._out + self._out_bias, 2, axis=1)
+        precision_AK = np.maximum(raw_AK, 0) + np.log(1 + np.exp(-np.abs(raw_AK)))  # softplus
+        return [Factor(precision_AK.sum(0), (precision_AK * mean_AK).sum(0))], {"history": len(acts.items)}
 
     @torch.inference_mode()
     def score(
@@ -422,14 +420,14 @@ class Inference:
         if not side.wide:
             first_NS = self._first(first_NS, tail_NX[:, : K + 1])
         wide_end = K + 1 + objectives
-        counts_NF = self._counters.read(tail_NX[:, wide_end:], torch.tensor([now]))
-        input_NX = np.empty((len(born_N), len(self._request_XS)), np.float32)
-        input_NX[:, :K] = tail_NX[:, :K]
-        input_NX[:, K : K + AGES] = ages(now, born_N)
-        input_NX[:, K + AGES] = self._acted(taste, rows, extra)
-        input_NX[:, K + AGES + 1 : -1] = counts_NF
-        input_NX[:, -1] = 1
-        x_NX = torch.from_numpy(input_NX)
+        input_XN = np.empty((len(self._request_XS), len(born_N)), np.float32)
+        tail_XN = np.ascontiguousarray(tail_NX.numpy().T)
+        input_XN[:K] = tail_XN[:K]
+        input_XN[K : K + AGES] = ages(now, born_N).T
+        input_XN[K + AGES] = self._acted(taste, rows, extra)
+        input_XN[K + AGES + 1 : -1] = self._counters.read_at(tail_XN[wide_end:].T, now).T
+        input_XN[-1] = 1
+        x_NX = torch.from_numpy(input_XN).T
         request_XS, beside_XT = self._user_side(taste, user, request)
         shared_NS = first_NS.addmm_(x_NX, request_XS).relu_()
         beside_NT = x_NX @ beside_XT
@@ -467,17 +465,17 @@ class Inference:
     ) -> tuple[Tensor, Tensor]:
         """What the candidates' inputs are multiplied with: for the first layer, and beside the experts."""
         K = self.sizes.K
-        mean_K = torch.from_numpy(np.asarray(taste.mean_K, np.float32))
+        mean_K = np.asarray(taste.mean_K, np.float32)
         known = (
-            taste.mean_K,
+            mean_K,
             self._vector("user", self.encoder.user(user)),
             self._vector("request", self.encoder.request(request)),
         )
-        request_XS, beside_XT = self._request_XS.clone(), self._beside_XT.clone()
-        torch.mul(mean_K[:, None], self._to_zphi_r, out=request_XS[:K])
-        request_XS[-1] = torch.from_numpy(np.concatenate(known) @ self._to_user + self._first_bias)
+        request_XS, beside_XT = self._request_XS.copy(), self._beside_XT.copy()
+        np.multiply(mean_K[:, None], self._to_zphi_r, out=request_XS[:K])
+        request_XS[-1] = np.concatenate(known) @ self._to_user + self._first_bias
         beside_XT[:K, -1] = mean_K
-        return request_XS, beside_XT
+        return torch.from_numpy(request_XS), torch.from_numpy(beside_XT)
 
     def _acted(self, taste: Taste, rows: NDArray[np.int64], extra: Sequence[Item]) -> NDArray[np.bool_]:
         """Which candidates the user acted on before."""
@@ -499,7 +497,8 @@ class Inference:
         hidden_AH[known] = side.act_NH.numpy()[rows[known]]
         if not known.all():
             bags = [self.encoder.item(Item(name)) for name, there in zip(names, known, strict=True) if not there]
-            hidden_AH[~known] = self._embed(lay_out(bags), side.wide)[2].numpy()
+            with torch.inference_mode():
+                hidden_AH[~known] = self._embed(lay_out(bags), side.wide)[2].numpy()
         return hidden_AH
 
     def _embed(self, bags: Flat, wide: bool) -> tuple[Tensor, Tensor, Tensor]:

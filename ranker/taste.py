@@ -49,16 +49,17 @@ def fuse(prior: Factor, factors: Sequence[Factor] = (), sources: Mapping[str, in
         >>> fuse(Factor(one, 0 * one), [Factor(3 * one, 4 * one)]).mean_K.tolist()
         [1.0, 1.0]
     """
-    parts = [prior, *factors]
-    information = np.sum([part.information for part in parts], axis=0, dtype=np.float32)
-    if all(part.precision.ndim == 1 for part in parts):
-        precision = np.sum([part.precision for part in parts], axis=0, dtype=np.float32)
-        mean = information / precision
-    else:
-        full = [np.diag(part.precision) if part.precision.ndim == 1 else part.precision for part in parts]
-        precision = np.sum(full, axis=0, dtype=np.float32)
-        mean = np.linalg.solve(precision, information)
+    diagonal = prior.precision.ndim == 1 and all(factor.precision.ndim == 1 for factor in factors)
+    precision, information = prior if diagonal else (_full(prior.precision), prior.information)
+    for factor in factors:
+        precision = precision + (factor.precision if diagonal else _full(factor.precision))
+        information = information + factor.information
+    mean: NDArray[np.float32] = information / precision if diagonal else np.linalg.solve(precision, information)
     return Taste(mean_K=mean, precision_K=precision, sources=dict(sources or {}))
+
+
+def _full(precision: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.diag(precision) if precision.ndim == 1 else precision
 
 
 class History(nn.Module):
