@@ -217,18 +217,13 @@ class Pipeline:
         return _Pool([*known, *extra], rows, list(extra.values()), removed)
 
     def _retrieved(self, request: Request, evidence: Evidence, taste: "Taste") -> _Pool:
-        seen = {act.item for act in evidence.history} if request.exclude_seen else set()
+        seen = list({act.item for act in evidence.history}) if request.exclude_seen else []
         wanted = max(self.config.serving.candidates, self._limit_of(request, 0))
         found = self.inference.retrieve(taste, wanted + len(seen))
-        items = self.catalogue.items
-        kept: list[int] = []
-        removed: list[tuple[str, str]] = []
-        for row in found.tolist():
-            if items[row].id in seen:
-                removed.append((items[row].id, "already in the history"))
-            elif len(kept) < wanted:
-                kept.append(row)
-        return _Pool([items[row].id for row in kept], np.array(kept, np.int64), [], removed)
+        seen_N = np.isin(found, self.catalogue.find(seen))
+        items, rows = self.catalogue.items, found[~seen_N][:wanted]
+        removed = [(items[row].id, "already in the history") for row in found[seen_N].tolist()]
+        return _Pool([items[row].id for row in rows.tolist()], rows, [], removed)
 
     def _ordered(
         self, request: Request, evidence: Evidence, pool: _Pool, utility_N: NDArray[np.float32], strength: float
