@@ -545,4 +545,9 @@ def _joined(flat: Flat, bags: Sequence[Bag]) -> Flat:
     if not bags:
         return flat
     more = lay_out(bags)
-    return Flat(*(np.concatenate(pair) for pair in zip(flat, more, strict=True)))
+    return Flat(
+        np.concatenate([flat.rows, more.rows]),
+        np.concatenate([flat.weights, more.weights]),
+        np.concatenate([flat.lengths, more.lengths]),
+        np.concatenate([flat.numbers, more.numbers]),
+    )
