@@ -56,7 +56,7 @@ class Objective(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Defaults of the calibrated rerank (Steck 2018): `strength` is lambda, `smoothing` alpha."""
 
-    strength: Share = 0.5
+    strength: Share = 0.3
     smoothing: Annotated[float, Meta(gt=0, lt=1)] = 0.01
 
 
