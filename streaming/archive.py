@@ -30,6 +30,8 @@ ROLL_BATCHES = 20_000
 #: four writers that send a batch every 20 ms
 BATCHES_PER_S = 200.0
 UNDRAINED = "undrained.jsonl"
+#: seconds in which the end must be reached
+FINISH_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +84,9 @@ class Keeper:
         self._trim()
         layout = self._admin.layout()
         self._roll(layout.segments)
+        past = [*self._drained.values(), *self._reader.positions().values()]
         for segment in layout.segments[1:-1]:  # the first one carries the log's identity and stays
-            if all(at >> SEGMENT_BITS > segment for at in self._drained.values()) and self._drained:
+            if all(at >> SEGMENT_BITS > segment for at in past):
                 self._admin.delete(self.address.segment(segment))
         return KeeperReport(segments=len(layout.segments), batches=int(self._batches), undrained=len(self._held))
 
@@ -91,8 +94,9 @@ class Keeper:
         """Write down what some group has not committed, for `restore`; returns how many records. Hangs up."""
         if broker_alive:
             with contextlib.suppress(LogUnavailable):
-                while self._follow(0.1):
-                    pass
+                until = time.monotonic() + FINISH_S
+                while self._reader.remaining() > 0 and time.monotonic() < until:
+                    self._follow(0.1)
                 self._trim()
         held, partial = self.directory / UNDRAINED, self.directory / (UNDRAINED + ".part")
         with partial.open("wb") as file:

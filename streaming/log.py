@@ -10,6 +10,7 @@ control record at the end of each partition, sends readers on. `streaming/archiv
 
 import base64
 import contextlib
+import dataclasses
 import socket
 import threading
 import time
@@ -27,6 +28,7 @@ from ranker.errors import ConfigError, EventError, LogUnavailable
 from ranker.events import Event
 
 SEGMENT_BITS = 36
+_INSIDE = (1 << SEGMENT_BITS) - 1
 #: an acknowledgement is certain only this many seconds after a look at the segments began; seals wait twice as long
 LEASE_S = 4.0
 WATCH_S = 1.0
@@ -163,6 +165,18 @@ def _probe(address: Address) -> None:
         raise failure
 
 
+def _producer(address: Address, settings: Mapping[str, Any]) -> Any:
+    with _translated(address):
+        producer = KafkaProducer(acks="all", **settings, **address.servers())
+    _creates_nothing(producer._metadata)
+    return producer
+
+
+def _creates_nothing(cluster: Any) -> None:
+    """kafka-python 3.0.12 does not hand its setting of this name down, and Tansu creates whatever is asked for."""
+    cluster.config["allow_auto_create_topics"] = False
+
+
 class Admin:
     """Topics and committed offsets."""
 
@@ -237,8 +251,8 @@ def seal(address: Address, segment: int, partitions: int) -> None:
     Raises:
         LogUnavailable: the broker is away; seal again, a second seal is never read.
     """
+    producer = _producer(address, {"delivery_timeout_ms": 5000, "request_timeout_ms": 4000})
     with _translated(address):
-        producer = KafkaProducer(acks="all", delivery_timeout_ms=5000, request_timeout_ms=4000, **address.servers())
         try:
             topic, mark = address.segment(segment), [(SEAL, b"")]
             sent = [producer.send(topic, b"", b"", mark, partition=partition) for partition in range(partitions)]
@@ -268,13 +282,10 @@ class Writer:
         self._settings = {
             "linger_ms": linger_ms,
             "batch_size": 256 * 1024,
-            "acks": "all",
             "max_request_size": 2 * MAX_RECORD,
             "max_block_ms": int(timeout_s * 1000),
             "request_timeout_ms": min(5000, int(timeout_s * 500)),
             "delivery_timeout_ms": int(timeout_s * 1000),
-            "allow_auto_create_topics": False,
-            **address.servers(),
         }
         self._lock = threading.Lock()
         self._unsure: list[tuple[_Pending, Token]] = []
@@ -282,9 +293,8 @@ class Writer:
         self._open: set[_Pending] = set()
         self._admin = Admin(address)
         self._checked = time.monotonic()
-        self._layout = self._admin.layout()
-        with _translated(address):
-            self._producer = KafkaProducer(**self._settings)
+        layout = self._admin.layout()
+        self._now = (_producer(address, self._settings), layout)
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="log-writer-watch", daemon=True)
         self._watcher.start()
@@ -292,7 +302,7 @@ class Writer:
     @property
     def log(self) -> str:
         """The identity of the log that is written to now."""
-        return self._layout.log
+        return self._now[1].log
 
     def append(self, event: Event) -> "Future[tuple[int, int]]":
         """Append the event; the future holds (partition, offset) once the broker has it, or LogUnavailable.
@@ -320,7 +330,7 @@ class Writer:
         """
         deadline = time.monotonic() + timeout
         with _translated(self.address):
-            self._producer.flush(timeout)
+            self._now[0].flush(timeout)
         with self._lock:
             waiting = [pending.future for pending in self._open]
         for future in waiting:
@@ -333,7 +343,7 @@ class Writer:
             self.flush(5.0)
         self._stop.set()
         self._watcher.join()
-        self._producer.close(timeout=1)
+        self._now[0].close(timeout=1)
         self._admin.close()
         with self._lock:
             left, self._open, self._unsure = list(self._open), set(), []
@@ -341,11 +351,9 @@ class Writer:
             self._fail(pending, LogUnavailable("event log writer", "closed", "append before closing it"))
 
     def _send(self, pending: "_Pending") -> None:
-        layout = self._layout
+        producer, layout = self._now
         try:
-            sent = self._producer.send(
-                self.address.segment(layout.segments[-1]), pending.value, pending.key, pending.headers
-            )
+            sent = producer.send(self.address.segment(layout.segments[-1]), pending.value, pending.key, pending.headers)
         except (KafkaError, OSError) as error:
             self._lost(pending, layout, error)
             return
@@ -387,9 +395,10 @@ class Writer:
                 failed, self._failed = self._failed, []
             try:
                 layout = self._admin.layout()
-                if layout.log != self.log:
+                before = self._now[1]
+                if (layout.log, layout.segments[-1]) != (before.log, before.segments[-1]):
                     self._restart(layout)
-                self._layout, self._checked = layout, began
+                self._checked = began
             except LogUnavailable:
                 pass
             else:
@@ -413,12 +422,11 @@ class Writer:
                 self._send(pending)  # twice in the log is harmless: ids are deduplicated
 
     def _restart(self, layout: Layout) -> None:
-        """The broker lost its memory and with it this producer's sequence numbers."""
-        with _translated(self.address):
-            fresh = KafkaProducer(**self._settings)
-        old, self._producer = self._producer, fresh
-        self._layout = layout
-        old.close(timeout=0.5)
+        """Go on with a fresh producer: a broker that lost its memory does not know the old one's sequence numbers,
+        and one that still asks for a retired segment makes Tansu create it anew.
+        """
+        old, self._now = self._now[0], (_producer(self.address, self._settings), layout)
+        old.close(timeout=2)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -455,20 +463,19 @@ class Reader:
     ) -> None:
         self.address = address
         self.covered = {log: dict(offsets) for log, offsets in (covered or {}).items()}
+        self._settings = {
+            "group_id": group,
+            "enable_auto_commit": False,
+            "auto_offset_reset": "earliest",
+            "fetch_max_wait_ms": address.fetch_wait_ms,
+            "max_partition_fetch_bytes": 2 * MAX_RECORD,
+            "request_timeout_ms": 10_000,
+            **address.servers(),
+        }
         self._admin = Admin(address)
         try:
             self._layout = self._admin.layout()
-            with _translated(address):
-                self._consumer = KafkaConsumer(
-                    group_id=group,
-                    enable_auto_commit=False,
-                    auto_offset_reset="earliest",
-                    fetch_max_wait_ms=address.fetch_wait_ms,
-                    max_partition_fetch_bytes=2 * MAX_RECORD,
-                    request_timeout_ms=10_000,
-                    allow_auto_create_topics=False,
-                    **address.servers(),
-                )
+            self._consumer = self._connect()
         except BaseException:
             self._admin.close()
             raise
@@ -503,7 +510,11 @@ class Reader:
                 self._layout = layout
                 self._assign()
                 batches = {}
+            retired = set(self._layout.segments) - set(layout.segments)
             self._layout = layout
+            if any(offset >> SEGMENT_BITS in retired for offset in self._positions.values()):
+                self._assign()
+                batches = {}
             records = self._take(batches)
             if records or time.monotonic() >= deadline:
                 return records
@@ -518,24 +529,39 @@ class Reader:
         self._assign()
 
     def lag(self) -> int:
-        """Records not read yet, as of the last fetch."""
-        behind, later = 0, []
+        """Records not read yet as of the last fetch; cheap."""
+        behind = 0
         for partition, offset in self._positions.items():
             end = self._consumer.highwater(self._place(partition))
-            behind += max(0, end - (offset & (1 << SEGMENT_BITS) - 1)) if end is not None else 0
-            for segment in self._layout.segments:
-                if segment > offset >> SEGMENT_BITS:
-                    later.append(TopicPartition(self.address.segment(segment), partition))
-        if later:
-            with contextlib.suppress(KafkaError, OSError):
-                behind += sum(self._consumer.end_offsets(later).values())
-        return behind
+            behind += max(0, end - (offset & _INSIDE)) if end is not None else 0
+        return behind + self._ahead(1)
+
+    def remaining(self) -> int:
+        """Records not read yet, as the broker counts them now.
+
+        Raises:
+            LogUnavailable: the broker is away.
+        """
+        return max(0, self._ahead(0) - sum(offset & _INSIDE for offset in self._positions.values()))
+
+    def _ahead(self, skip: int) -> int:
+        """Records from each partition's current segment on, `skip` segments passed over."""
+        places = [
+            TopicPartition(self.address.segment(segment), partition)
+            for partition, offset in self._positions.items()
+            for segment in [n for n in self._layout.segments if n >= offset >> SEGMENT_BITS][skip:]
+        ]
+        ends = 0
+        for place in places:  # one by one: kafka-python trips over a partition of Tansu that holds nothing yet
+            with _translated(self.address), contextlib.suppress(KeyError):
+                ends += self._consumer.end_offsets([place])[place]
+        return ends
 
     def commit(self, positions: Mapping[int, int] | None = None) -> None:
         """Show the group how far it is, for lag display and retirement; failures are left to the next time."""
         offsets = {}
         for partition, offset in (positions or self._positions).items():
-            segment, inside = offset >> SEGMENT_BITS, offset & (1 << SEGMENT_BITS) - 1
+            segment, inside = offset >> SEGMENT_BITS, offset & _INSIDE
             offsets[TopicPartition(self.address.segment(segment), partition)] = OffsetAndMetadata(inside, "", -1)
         with contextlib.suppress(KafkaError, OSError):
             self._consumer.commit(offsets, timeout_ms=2000)
@@ -545,6 +571,12 @@ class Reader:
         with contextlib.suppress(KafkaError, OSError):
             self._consumer.close(autocommit=False, timeout_ms=1000)
         self._admin.close()
+
+    def _connect(self) -> Any:
+        with _translated(self.address):
+            consumer = KafkaConsumer(**self._settings)
+        _creates_nothing(consumer._cluster)
+        return consumer
 
     def _place(self, partition: int) -> TopicPartition:
         return TopicPartition(self.address.segment(self._positions[partition] >> SEGMENT_BITS), partition)
@@ -556,10 +588,15 @@ class Reader:
             if segment not in held:  # retired: it was read by all who asked for it, the next one follows
                 after = min((n for n in held if n > segment), default=held[-1])
                 self._positions[partition] = after << SEGMENT_BITS
+        places = [self._place(partition) for partition in self._positions]
         with _translated(self.address):
-            self._consumer.assign([self._place(partition) for partition in self._positions])
+            left = {place.topic for place in self._consumer.assignment()} - {place.topic for place in places}
+            if left:  # a consumer never stops asking for topics it left
+                old, self._consumer = self._consumer, self._connect()
+                old.close(autocommit=False, timeout_ms=1000)
+            self._consumer.assign(places)
             for partition, offset in self._positions.items():
-                self._consumer.seek(self._place(partition), offset & (1 << SEGMENT_BITS) - 1)
+                self._consumer.seek(self._place(partition), offset & _INSIDE)
 
     def _take(self, batches: Mapping[TopicPartition, Sequence[Any]]) -> list[Record]:
         records, sealed = [], False
@@ -603,9 +640,9 @@ class DeadLetters:
         self.address = address
         with _translated(address):
             _probe(address)
-            self._producer = KafkaProducer(
-                linger_ms=20, batch_size=128 * 1024, acks="all", max_request_size=3 * MAX_RECORD, **address.servers()
-            )
+        self._producer = _producer(
+            address, {"linger_ms": 20, "batch_size": 128 * 1024, "max_request_size": 3 * MAX_RECORD}
+        )
         self._sent: list[Any] = []
 
     def put(self, record: Record, reason: str, *, log: str = "") -> None:
@@ -638,17 +675,14 @@ class DeadLetters:
         self._producer.close(timeout=1)
 
 
-def dead_letters(address: Address, *, timeout: float = 2.0) -> list[Letter]:
+def dead_letters(address: Address, *, timeout: float = 10.0) -> list[Letter]:
     """All letters that lie in the dead-letter topic now."""
     letters = []
-    reader = Reader(
-        Address(
-            brokers=address.brokers, topic=DEAD_LETTERS, security=address.security, fetch_wait_ms=address.fetch_wait_ms
-        )
-    )
+    reader = Reader(dataclasses.replace(address, topic=DEAD_LETTERS, segmented=False))
     try:
-        while records := reader.poll(timeout=timeout):
-            for record in records:
+        deadline = time.monotonic() + timeout
+        while reader.remaining() > 0 and time.monotonic() < deadline:
+            for record in reader.poll(timeout=0.5):
                 letter = msgspec.json.decode(record.value)
                 letters.append(Letter(**{**letter, "raw": base64.b64decode(letter["raw"])}))
     finally:

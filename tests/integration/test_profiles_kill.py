@@ -18,7 +18,7 @@ from streaming.profiles import Profiles
 from streaming.store import Store
 
 ROOT = Path(__file__).resolve().parents[2]
-KILLS, EVENTS = 6, 5000
+KILLS, EVENTS = 5, 5000
 CHILD = """
 import sys, threading
 from ranker import config
@@ -100,7 +100,7 @@ def test_evidence_after_kills_at_random_moments_is_bit_identical_to_an_uninterru
         child = subprocess.Popen(command, cwd=ROOT)
         deadline = time.monotonic() + 30
         while done(store) < goal and time.monotonic() < deadline:
-            time.sleep(0.0005)
+            time.sleep(0.001)
         time.sleep(rng.random() * 0.01)
         child.send_signal(signal.SIGKILL)
         child.wait()
