@@ -1,7 +1,8 @@
 """The audience of `plurank up`: simulated people who ask the running service for slates and react to them.
 
-They are real HTTP clients; their truth is the hidden half of MovieLens's ratings, their eyes and clicks are
-simulated (`ranker/simulation.py`). Satisfaction is read from the truth, never from clicks.
+They are real HTTP clients. MovieLens's people ask /v1/rank for the hidden half of their own ratings, which is their
+truth; their eyes and clicks are simulated. The synthetic population asks /v1/recommend for whatever the catalogue
+holds (`ranker/simulation.py`). Satisfaction is read from the truth, never from clicks.
 """
 
 import statistics
@@ -12,14 +13,16 @@ from dataclasses import dataclass, field
 from threading import Event as Flag
 from typing import Any
 
+from ranker.datasets import movielens
 from ranker.errors import NotFound, RequestError
 from ranker.events import Event
-from ranker.simulation import Crowd, Satisfaction, visit
+from ranker.simulation import Audience, Crowd, Population, Satisfaction, visit
 from services.client import Client
 
 #: the live figures speak of this many last visits
 RECENT = 400
-LABEL = "simulated clicks on real ratings"
+#: data set -> what is simulated about its audience
+ABOUT = {"ml-100k": "simulated clicks on real ratings", "synthetic": "people, items and clicks are all synthetic"}
 
 
 @dataclass
@@ -27,10 +30,12 @@ class Diary:
     """What the audience lived through so far.
 
     Attributes:
+        about: what of the audience is simulated, in words.
         satisfaction: by version, in the order the versions were first met.
         answers: HTTP status -> count; 0 where nothing answered.
     """
 
+    about: str = ""
     satisfaction: dict[str, Satisfaction] = field(default_factory=dict)
     recent: deque[tuple[float, float, float]] = field(default_factory=lambda: deque(maxlen=RECENT))
     answers: Counter[int] = field(default_factory=Counter)
@@ -46,7 +51,7 @@ class Diary:
             else (None, None, None)
         )
         return {
-            "audience": LABEL,
+            "audience": self.about,
             "visits": sum(s.visits for s in self.satisfaction.values()),
             "events": self.events,
             "satisfaction": shown,
@@ -61,6 +66,17 @@ class Diary:
         }
 
 
+def crowd(data: str) -> tuple[Crowd, str]:
+    """The audience of a data set that has one, and what of it is simulated.
+
+    Raises:
+        RequestError: this data set has none.
+    """
+    if data not in ABOUT:
+        raise RequestError("audience", data, "there is one for " + " and ".join(ABOUT))
+    return (Audience(movielens()) if data == "ml-100k" else Population()), ABOUT[data]
+
+
 class Visitors:
     """A crowd that visits the service over HTTP at a steady rate.
 
@@ -68,12 +84,13 @@ class Visitors:
         crowd: who they are.
         client: the way to the service with the rank token.
         feedback: the way to it with the feedback token.
+        about: what of them is simulated, in words.
         rate: visits a second; the next visit waits for the one before.
     """
 
-    def __init__(self, crowd: Crowd, client: Client, feedback: Client, *, rate: float = 10.0) -> None:
+    def __init__(self, crowd: Crowd, client: Client, feedback: Client, *, about: str, rate: float = 10.0) -> None:
         self.crowd, self.client, self.feedback, self.rate = crowd, client, feedback, rate
-        self.diary = Diary()
+        self.diary = Diary(about=about)
         self._version = ""
 
     def run(self, stop: Flag) -> Iterator[Diary]:

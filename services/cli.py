@@ -69,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         return made
 
     up = command("up", _up, "start everything on this machine: broker, store, service, trainer, audience")
-    up.add_argument("--data", nargs="+", default=["ml-100k"], metavar="FILE", help="ml-100k or event files")
+    up.add_argument("--data", nargs="+", default=["ml-100k"], metavar="FILE", help="ml-100k, synthetic, or event files")
     up.add_argument("--config", type=Path, metavar="FILE", help="plurank.toml (default: the data's own)")
     up.add_argument("--state", type=Path, default=Path("var"), metavar="DIR", help="where state is kept (default: var)")
     up.add_argument("--port", type=int, default=8080, help="port of the service on loopback")
@@ -127,13 +127,16 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("part", choices=(*PARTS, "audience"))
     run.add_argument("--config", type=Path)
     run.add_argument("--child", action="store_true")
+    run.add_argument("--data", default="")
     run.add_argument("--visits", type=float, default=10.0)
     run.set_defaults(handler=_run)
     return top
 
 
 def _events(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--events", nargs="+", required=True, metavar="FILE", help=".jsonl or .jsonl.gz, or ml-100k")
+    made.add_argument(
+        "--events", nargs="+", required=True, metavar="FILE", help=".jsonl or .jsonl.gz, ml-100k, synthetic"
+    )
     made.add_argument("--config", type=Path, metavar="FILE", help="plurank.toml (default: inferred from the log)")
 
 
@@ -162,7 +165,7 @@ def _serve(args: argparse.Namespace, console: Console) -> Any:
 def _run(args: argparse.Namespace, console: Console) -> Any:
     from services import loops
 
-    loops.run(args.part, args.config, child=args.child, visits=args.visits)
+    loops.run(args.part, args.config, child=args.child, data=args.data, visits=args.visits)
 
 
 def _train(args: argparse.Namespace, console: Console) -> Any:

@@ -1,6 +1,7 @@
 """The live line of `plurank up`: what its processes say of themselves, gathered into one line a second."""
 
 import time
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from rich.console import Console
 from services import status
 
 STALE_S = 10.0
+#: the pace is that of so many seconds
+PACE_S = 5
 
 
 def gather(state: Path) -> dict[str, Any]:
@@ -27,6 +30,7 @@ def gather(state: Path) -> dict[str, Any]:
         "ndcg": monitor.get("ndcg", {}),
         "satisfaction": audience.get("satisfaction"),
         "first": audience.get("first"),
+        "first_version": next(iter(audience.get("versions", {})), None),
         "chance": audience.get("chance"),
         "oracle": audience.get("oracle"),
         "audience": audience.get("audience"),
@@ -40,17 +44,17 @@ def gather(state: Path) -> dict[str, Any]:
 
 
 class Line:
-    """Writes the line: in place on a terminal, one below the other elsewhere."""
+    """Writes the line, once a second."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._events: tuple[float, int] | None = None
+        self._seen: deque[tuple[float, int]] = deque(maxlen=PACE_S + 1)
 
     def show(self, facts: Mapping[str, Any]) -> None:
         """Write it."""
-        now, events = time.monotonic(), facts["events"] or 0
-        before, self._events = self._events, (now, events)
-        pace = max(0.0, (events - before[1]) / (now - before[0])) if before else 0.0
+        self._seen.append((time.monotonic(), facts["events"] or 0))
+        (before, first), (now, last) = self._seen[0], self._seen[-1]
+        pace = max(0.0, (last - first) / (now - before)) if now > before else 0.0
         self._console.print(line(facts, pace), markup=False, soft_wrap=True)
 
 
@@ -68,7 +72,7 @@ def line(facts: Mapping[str, Any], pace: float) -> str:
         parts.append("NDCG " + " ".join(f"{name} {_share(value)}" for name, value in ndcg.items()))
     if facts.get("satisfaction") is not None:
         parts.append(
-            f"satisfaction {_share(facts['satisfaction'])} (first version {_share(facts['first'])}, random "
+            f"satisfaction {_share(facts['satisfaction'])} ({facts['first_version']} {_share(facts['first'])}, random "
             f"{_share(facts['chance'])}, best {_share(facts['oracle'])}; {facts['audience']})"
         )
     if facts.get("answers"):

@@ -29,11 +29,12 @@ log = logging.getLogger("plurank")
 ANNOUNCE_S = 5.0
 
 
-def run(part: str, path: Path | None, *, child: bool = False, visits: float = 10.0) -> None:
+def run(part: str, path: Path | None, *, child: bool = False, data: str = "", visits: float = 10.0) -> None:
     """Run one part until SIGTERM or Ctrl-C.
 
     Args:
         child: end when the parent does.
+        data, visits: of the audience: where it comes from, and how many visits it pays a second.
     """
     if child:
         die_with_parent()
@@ -49,7 +50,7 @@ def run(part: str, path: Path | None, *, child: bool = False, visits: float = 10
 
         app.run(settings, stop)
     elif part == "audience":
-        _audience(settings, stop, visits)
+        _audience(settings, stop, data, visits)
     else:
         _PARTS[part](settings, stop)
 
@@ -141,15 +142,14 @@ def ndcg_by_group(rows: Iterable[Row], config: Config) -> dict[str, float]:
     }
 
 
-def _audience(settings: Settings, stop: Flag, visits: float) -> None:
-    from ranker.datasets import movielens
-    from ranker.simulation import Audience
-    from services.audience import Visitors
+def _audience(settings: Settings, stop: Flag, data: str, visits: float) -> None:
+    from services.audience import Visitors, crowd
     from services.client import Client
 
     tokens, url = Tokens.open(settings.token_dir), f"http://{settings.host}:{settings.port}"
     clients = Client(url, tokens["rank"]), Client(url, tokens["feedback"])
-    visitors = Visitors(Audience(movielens()), *clients, rate=visits)
+    people, about = crowd(data)
+    visitors = Visitors(people, *clients, about=about, rate=visits)
     told = 0.0
     for diary in visitors.run(stop):
         if (now := time.monotonic()) - told > 0.5:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ranker import config as configuration
-from ranker import datasets, evaluation
+from ranker import datasets, evaluation, simulation
 from ranker import learner as learning
 from ranker.config import Config
 from ranker.errors import DataError, EventError
@@ -24,7 +24,11 @@ from ranker.learner import Learner
 from ranker.registry import Registry
 from services.settings import Settings
 
-MOVIELENS = "ml-100k"
+MOVIELENS, SYNTHETIC = "ml-100k", "synthetic"
+#: data sets known by name, and the configuration of each
+NAMED = {MOVIELENS: "movielens.toml", SYNTHETIC: "synthetic.toml"}
+#: past likes and dismissals of each synthetic person
+RATINGS = 20
 ROOT = Path(__file__).resolve().parent.parent
 Log = Callable[[], Iterable[Event]]
 
@@ -47,7 +51,7 @@ class Rejected:
 
 
 def open_log(names: Sequence[str], reject: datasets.Reject | None = None) -> Log:
-    """A function that opens the named log at its start: `ml-100k`, or event files.
+    """A function that opens the named log at its start: `ml-100k`, `synthetic`, or event files.
 
     Raises:
         DataError: a file is missing, or ml-100k cannot be had.
@@ -55,10 +59,12 @@ def open_log(names: Sequence[str], reject: datasets.Reject | None = None) -> Log
     if list(names) == [MOVIELENS]:
         movielens = datasets.movielens()
         return movielens.events
+    if list(names) == [SYNTHETIC]:
+        return lambda: simulation.Population().events(ratings=RATINGS)
     paths = [Path(name) for name in names]
     for path in paths:
         if not path.is_file():
-            raise DataError(str(path), "no such file", f"name event files (.jsonl, .jsonl.gz) or {MOVIELENS}")
+            raise DataError(str(path), "no such file", f"name event files, {MOVIELENS} or {SYNTHETIC}")
     return lambda: datasets.read(paths, reject=reject)
 
 
@@ -66,8 +72,8 @@ def configuration_of(names: Sequence[str], path: Path | None, console: Console) 
     """The named configuration, MovieLens's own, or the one the log implies, which is then printed."""
     if path is not None:
         return configuration.load(path)
-    if list(names) == [MOVIELENS]:
-        return configuration.load(ROOT / "deploy" / "movielens.toml")
+    if len(names) == 1 and names[0] in NAMED:
+        return configuration.load(ROOT / "deploy" / NAMED[names[0]])
     found = datasets.infer([Path(name) for name in names], reject=lambda *_: None)
     console.print(f"configuration, inferred from {names[0]} (pass --config to have another):")
     console.print_json(msgspec.json.encode(found).decode())

@@ -20,11 +20,12 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
+from ranker.datasets import movielens
 from ranker.errors import ConfigError, PlurankError, RegistryError
 from ranker.events import Event
 from ranker.registry import Registry
 from ranker.simulation import Audience
-from services import live, offline, status
+from services import audience, live, offline, status
 from services.client import Client
 from services.embedded import Broker, Valkey
 from services.settings import Settings
@@ -164,9 +165,9 @@ def _start(plan: Plan, running: _Running, begun: float) -> None:
         f"token to rank: {tokens['rank']}\n\n"
         f"try it:\n\n{curl(url, tokens['rank'], user, items)}\n"
     )
-    if tuple(plan.data) == (offline.MOVIELENS,):
-        _run(supervisor, "audience", path, "--visits", str(plan.visits))
-        running.say("audience  simulated clicks on real ratings (the half of MovieLens that the model never sees)\n")
+    if about := audience.ABOUT.get(" ".join(plan.data)):
+        _run(supervisor, "audience", path, "--data", *plan.data, "--visits", str(plan.visits))
+        running.say(f"audience  {about}\n")
     else:
         running.say("audience  none: there is no truth to simulate one from; `plurank replay` sends events\n")
 
@@ -248,14 +249,12 @@ def _run(supervisor: Supervisor, part: str, path: Path | None, *more: str) -> No
 
 
 def _history(plan: Plan) -> tuple[offline.Log, int | None]:
-    """What the first model may know, and how many events that is."""
-    if tuple(plan.data) != (offline.MOVIELENS,):
+    """What the first model may know, and how many events that is where it is known."""
+    if plan.data != (offline.MOVIELENS,):
         return offline.open_log(plan.data, lambda *_: None), None
-    from ranker.datasets import movielens
-
     data = movielens()
-    audience = Audience(data)
-    return audience.events, len(data.films) + len(data.people) + len(audience.history_rows)
+    people = Audience(data)
+    return people.events, len(data.films) + len(data.people) + len(people.history_rows)
 
 
 def _example(events: Iterable[Event]) -> tuple[str, list[str]]:
