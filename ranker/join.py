@@ -15,9 +15,7 @@ Axes: N items of a slate, T objectives.
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from msgspec import Struct, msgpack
@@ -28,69 +26,14 @@ from ranker import events
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, Threshold
 from ranker.errors import ConfigError
-from ranker.events import Event, Forget, Interaction, Ranking, User, Value
+from ranker.events import Event, Forget, Interaction, Ranking, User
 from ranker.evidence import EMPTY, Evidence, Mean, fold
+from ranker.slates import BLANK, Example, Mark, Packed, Slate
+
+__all__ = ["KEEP", "Example", "Joiner"]
 
 #: a slate is forgotten after this many times the longest wait; later feedback to it is ignored
 KEEP = 4
-
-OPEN, SEEN, BLANK, LEARNED, CORRECTED = range(5)
-"""One label's life: nothing yet, a value that may still grow, unknowable, learned, learned again after a change."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Example:
-    """One slate's labelled rows, or some of them.
-
-    Attributes:
-        ranking: the slate's id, "" where an interaction came without one.
-        time: ms; when the slate was shown (or the interaction happened).
-        evidence: the user as she was then.
-        positions: (N,) 0-based, -1 where unknown.
-        labels_NT: 0 or 1 for binary objectives, the value for value objectives.
-        mask_NT: 1 where the label is known and is to be learned now.
-        served_NT: the probabilities that the serving version logged.
-        predicted_NT: what `Joiner.note` was told for this slate when it opened.
-        opening: the slate was just shown: nothing is known, nothing to learn; the moment for an honest prediction.
-        closing: all waits have passed: full labels, for metrics; its rows have been learned before.
-    """
-
-    ranking: str
-    user: str
-    time: int
-    evidence: Evidence
-    request: dict[str, Value]
-    items: tuple[str, ...]
-    positions: NDArray[np.int32]
-    labels_NT: NDArray[np.float32]
-    mask_NT: NDArray[np.float32]
-    served_NT: NDArray[np.float32] | None = None
-    predicted_NT: NDArray[np.float32] | None = None
-    version: str | None = None
-    arm: str | None = None
-    inline: dict[str, dict[str, Value]] = field(default_factory=dict)
-    opening: bool = False
-    closing: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class _Slate:
-    number: int
-    ranking: str
-    user: str
-    time: int
-    evidence: Evidence
-    request: dict[str, Value]
-    items: tuple[str, ...]
-    positions: NDArray[np.int32]
-    labels_NT: NDArray[np.float32]
-    status_NT: NDArray[np.uint8]
-    served_NT: NDArray[np.float32] | None
-    predicted_NT: NDArray[np.float32] | None
-    version: str | None
-    arm: str | None
-    inline: dict[str, dict[str, Value]]
-    stage: int = 0
 
 
 class _Held(Struct, array_like=True):
@@ -102,28 +45,7 @@ class _Held(Struct, array_like=True):
     partition: int
     type: str
     value: float | None
-    marks: list[tuple[int, float | None]]
-
-
-class _Packed(Struct, array_like=True):
-    """A slate at rest; `evidence` is an index into the state's pool, since slates share snapshots."""
-
-    number: int
-    ranking: str
-    user: str
-    time: int
-    evidence: int
-    request: dict[str, Value]
-    items: tuple[str, ...]
-    positions: bytes
-    labels: bytes
-    status: bytes
-    served: bytes | None
-    predicted: bytes | None
-    version: str | None
-    arm: str | None
-    inline: dict[str, dict[str, Value]]
-    stage: int
+    marks: list[Mark]
 
 
 class _State(Struct, array_like=True):
@@ -134,7 +56,7 @@ class _State(Struct, array_like=True):
     users: list[tuple[str, int]]
     groups: dict[str, dict[str, str]]
     forgotten: list[tuple[str, int]]
-    slates: list[_Packed]
+    slates: list[Packed]
     held: list[tuple[str, list[_Held]]]
     clocks: dict[int, int]
     due: dict[int, list[tuple[int, int, str]]]
@@ -172,7 +94,7 @@ class Joiner:
         self._values = np.array([objective.kind == "value" for objective in config.objectives])
         self._keep = KEEP * self._stages[-1]
         self._forgotten: OrderedDict[str, int] = OrderedDict()
-        self._slates: OrderedDict[str, _Slate] = OrderedDict()
+        self._slates: OrderedDict[str, Slate] = OrderedDict()
         self._held: OrderedDict[str, list[_Held]] = OrderedDict()
         self._clocks: dict[int, int] = {}
         self._due: dict[int, list[tuple[int, int, str]]] = {}
@@ -289,31 +211,15 @@ class Joiner:
         evidence = self.evidence.get(event.user, EMPTY)
         if evidence is not EMPTY:
             self.evidence.move_to_end(event.user)
-        shape = (len(items), self._objectives)
         self._number += 1
-        slate = _Slate(
-            number=self._number,
-            ranking=event.id,
-            user=event.user,
-            time=time,
-            evidence=_as_of(evidence, time, [one for one in held if one.user == event.user]),
-            request=events.fields_of(event.fields),
-            items=items,
-            positions=np.array(events.positions_of(event), np.int32),
-            labels_NT=np.zeros(shape, np.float32),
-            status_NT=np.zeros(shape, np.uint8),
-            served_NT=_served(event, shape),
-            predicted_NT=None,
-            version=event.version,
-            arm=event.arm,
-            inline={shown.id: events.fields_of(shown.fields) for shown in event.items if shown.fields},
-        )
+        own = [one for one in held if one.user == event.user]
+        slate = Slate.opened(event, self._number, items, _as_of(evidence, time, own), self._objectives)
         self._slates[event.id] = slate
         if len(self._slates) > self._most:
             self._slates.popitem(last=False)
             self.dropped += 1
         if self._opening:
-            out.append(self._example(slate, np.zeros(shape, np.float32), opening=True))
+            out.append(slate.example(np.zeros(slate.status_NT.shape, np.bool_), opening=True))
         for one in held:
             self._apply(slate, one.user, one.item, one.marks, out)
         heapq.heappush(self._due.setdefault(partition, []), (time + self._stages[0], slate.number, slate.ranking))
@@ -335,23 +241,15 @@ class Joiner:
             if slate.stage == len(self._stages):
                 del self._slates[ranking]
                 continue
-            self._close_stage(slate, out)
+            mask_NT = slate.close(self._closing[slate.stage])
+            rows_N = mask_NT.any(1)
+            if rows_N.any():
+                out.append(slate.example(mask_NT, None if rows_N.all() else np.flatnonzero(rows_N)))
+            if slate.stage == len(self._stages):
+                out.append(slate.example(slate.status_NT != BLANK, closing=True))
             last = slate.stage == len(self._stages)
             after = self._keep if last else self._stages[slate.stage]
             heapq.heappush(due, (slate.time + after, number, ranking))
-
-    def _close_stage(self, slate: _Slate, out: list[Example]) -> None:
-        open_NT = (slate.status_NT == OPEN) | (slate.status_NT == SEEN)
-        open_NT &= self._closing[slate.stage]
-        slate.status_NT[open_NT] = LEARNED
-        slate.stage += 1
-        rows_N = open_NT.any(1)
-        if rows_N.all():
-            out.append(self._example(slate, open_NT))
-        elif rows_N.any():
-            out.append(self._example(slate, open_NT, np.flatnonzero(rows_N)))
-        if slate.stage == len(self._stages):
-            out.append(self._example(slate, slate.status_NT != BLANK, closing=True))
 
     # -- feedback ----------------------------------------------------------------------------------------------
 
@@ -376,9 +274,9 @@ class Joiner:
                 break
             self.ignored += len(self._held.popitem(last=False)[1])
 
-    def _marks(self, event: Interaction, before: Evidence) -> list[tuple[int, float | None]]:
+    def _marks(self, event: Interaction, before: Evidence) -> list[Mark]:
         """What the interaction says of each objective; None where it cannot be known (no mean of the user yet)."""
-        marks: list[tuple[int, float | None]] = []
+        marks: list[Mark] = []
         for place, objective in enumerate(self.config.objectives):
             if objective.event == event.type:
                 if objective.kind == "value":
@@ -396,31 +294,15 @@ class Joiner:
                     marks.append((place, _reaches(event.value, graded.at_most, before, event.type, most=True)))
         return marks
 
-    def _apply(
-        self, slate: _Slate, user: str, item: str, marks: list[tuple[int, float | None]], out: list[Example]
-    ) -> None:
-        """Enter marks into the slate; what changed is learned at once, except values, which may still grow."""
+    def _apply(self, slate: Slate, user: str, item: str, marks: Sequence[Mark], out: list[Example]) -> None:
+        """Enter feedback into its slate; what it makes known is learned at once."""
         if slate.user != user or item not in slate.items:
             self.ignored += 1
             return
         row = slate.items.index(item)
-        mask_NT: NDArray[np.bool_] | None = None
-        for place, label in marks:
-            status, known = int(slate.status_NT[row, place]), float(slate.labels_NT[row, place])
-            if label is None:
-                if status == OPEN:
-                    slate.status_NT[row, place] = BLANK
-            elif self._values[place] and status in (OPEN, SEEN, BLANK):
-                slate.labels_NT[row, place] = label if status != SEEN else max(known, label)
-                slate.status_NT[row, place] = SEEN
-            elif status in (OPEN, BLANK, LEARNED) and label > (known if self._values[place] else max(known, 0.5)):
-                slate.labels_NT[row, place] = label
-                slate.status_NT[row, place] = CORRECTED if status == LEARNED else LEARNED
-                if mask_NT is None:
-                    mask_NT = np.zeros(slate.status_NT.shape, np.bool_)
-                mask_NT[row, place] = True
+        mask_NT = slate.mark(row, marks, self._values)
         if mask_NT is not None:
-            out.append(self._example(slate, mask_NT, np.array([row])))
+            out.append(slate.example(mask_NT, np.array([row])))
 
     def _direct(self, event: Interaction, time: int, before: Evidence, known: list[tuple[int, float]]) -> Example:
         labels_NT = np.zeros((1, self._objectives), np.float32)
@@ -439,37 +321,6 @@ class Joiner:
             mask_NT=mask_NT,
         )
 
-    def _example(
-        self,
-        slate: _Slate,
-        mask_NT: NDArray[np.bool_] | NDArray[np.float32],
-        rows: NDArray[np.int64] | None = None,
-        *,
-        opening: bool = False,
-        closing: bool = False,
-    ) -> Example:
-        take = slice(None) if rows is None else rows
-        items = slate.items if rows is None else tuple(slate.items[row] for row in rows)
-        return Example(
-            ranking=slate.ranking,
-            user=slate.user,
-            time=slate.time,
-            evidence=slate.evidence,
-            request=slate.request,
-            items=items,
-            positions=slate.positions[take],
-            # copies: the slate's own labels go on changing
-            labels_NT=np.array(slate.labels_NT[take]),
-            mask_NT=mask_NT[take].astype(np.float32),
-            served_NT=None if slate.served_NT is None else slate.served_NT[take],
-            predicted_NT=None if slate.predicted_NT is None else slate.predicted_NT[take],
-            version=slate.version,
-            arm=slate.arm,
-            inline={name: slate.inline[name] for name in items if name in slate.inline} if slate.inline else {},
-            opening=opening,
-            closing=closing,
-        )
-
     # -- state -------------------------------------------------------------------------------------------------
 
     def state(self) -> bytes:
@@ -480,7 +331,7 @@ class Joiner:
             return pool.setdefault(id(evidence), (len(pool), evidence))[0]
 
         users = [(user, pooled(evidence)) for user, evidence in self.evidence.items()]
-        slates = [_pack(slate, pooled(slate.evidence)) for slate in self._slates.values()]
+        slates = [slate.pack(pooled(slate.evidence)) for slate in self._slates.values()]
         return msgpack.encode(
             _State(
                 objectives=[objective.name for objective in self.config.objectives],
@@ -516,65 +367,12 @@ class Joiner:
         self._forgotten = OrderedDict(state.forgotten)
         shared = {item.id: item.id for item in state.items}
         self._slates = OrderedDict(
-            (packed.ranking, _unpack(packed, state.pool[packed.evidence], len(names), shared))
+            (packed.ranking, Slate.unpack(packed, state.pool[packed.evidence], len(names), shared))
             for packed in state.slates
         )
         self._held = OrderedDict(state.held)
         self._clocks, self._due, self._number = state.clocks, state.due, state.number
         self.ignored, self.duplicates, self.dropped = state.counts
-
-
-def _pack(slate: _Slate, evidence: int) -> _Packed:
-    return _Packed(
-        slate.number,
-        slate.ranking,
-        slate.user,
-        slate.time,
-        evidence,
-        slate.request,
-        slate.items,
-        slate.positions.tobytes(),
-        slate.labels_NT.tobytes(),
-        slate.status_NT.tobytes(),
-        None if slate.served_NT is None else slate.served_NT.tobytes(),
-        None if slate.predicted_NT is None else slate.predicted_NT.tobytes(),
-        slate.version,
-        slate.arm,
-        slate.inline,
-        slate.stage,
-    )
-
-
-def _unpack(packed: _Packed, evidence: Evidence, objectives: int, shared: dict[str, str]) -> _Slate:
-    def table(raw: bytes, kind: type[np.generic]) -> NDArray[Any]:
-        return np.frombuffer(raw, kind).reshape(-1, objectives).copy()
-
-    return _Slate(
-        number=packed.number,
-        ranking=packed.ranking,
-        user=packed.user,
-        time=packed.time,
-        evidence=evidence,
-        request=packed.request,
-        items=tuple(shared.get(item, item) for item in packed.items),
-        positions=np.frombuffer(packed.positions, np.int32).copy(),
-        labels_NT=table(packed.labels, np.float32),
-        status_NT=table(packed.status, np.uint8),
-        served_NT=None if packed.served is None else table(packed.served, np.float32),
-        predicted_NT=None if packed.predicted is None else table(packed.predicted, np.float32),
-        version=packed.version,
-        arm=packed.arm,
-        inline=packed.inline,
-        stage=packed.stage,
-    )
-
-
-def _served(event: Ranking, shape: tuple[int, int]) -> NDArray[np.float32] | None:
-    """The logged probabilities, where every item carries one per objective."""
-    rows = [shown.probabilities for shown in event.items]
-    if any(row is None or len(row) != shape[1] for row in rows):
-        return None
-    return np.array(rows, np.float32).reshape(shape)
 
 
 def _reaches(value: float, threshold: Threshold, before: Evidence, kind: str, *, most: bool = False) -> float | None:
