@@ -35,7 +35,10 @@ class BiasTower(nn.Module):
         self.place_PT = nn.Parameter(torch.zeros(PLACES, len(biased)))
         self.cross_RT = nn.Parameter(torch.zeros(rows, len(biased)))
         self.biased_T: Tensor
+        self.usual_PT: Tensor
         self.register_buffer("biased_T", torch.tensor(biased, dtype=torch.float32), persistent=False)
+        # what the tower usually says at a place, over the contexts that are met there: the curve to read
+        self.register_buffer("usual_PT", torch.zeros(PLACES, len(biased)))
 
     def forward(self, positions_R: Tensor, codes_RC: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """The tower's logits (R, T).
@@ -53,7 +56,10 @@ class BiasTower(nn.Module):
         for codes_R in codes_RC.unbind(1):
             cross_R = (codes_R * PLACES + places_R) * 2654435761 % (2**32) * len(self.cross_RT) // 2**32
             logits_RT = logits_RT + self.cross_RT[cross_R] * (codes_R >= 0)[:, None]
-        return logits_RT * known_R[:, None] * self.biased_T
+        logits_RT = logits_RT * known_R[:, None] * self.biased_T
+        if self.training:
+            self._note(places_R[known_R], logits_RT.detach()[known_R])
+        return logits_RT
 
     def examination(self, logits_T: Tensor, depth: int = 50) -> NDArray[np.float64]:
         """How likely a place is acted on, against the first place, all else equal: (depth, T), 1 at place 0.
@@ -61,9 +67,14 @@ class BiasTower(nn.Module):
         Args:
             logits_T: tower-free logits at which the curve is read, usually those of a typical impression.
         """
-        with torch.no_grad():
-            chance_PT = torch.sigmoid(logits_T + self.place_PT[bucket(torch.arange(depth))] * self.biased_T)
-            return (chance_PT / chance_PT[:1]).double().numpy()
+        chance_PT = torch.sigmoid(logits_T + self.usual_PT[bucket(torch.arange(depth))])
+        found: NDArray[np.float64] = (chance_PT / chance_PT[:1]).double().numpy()
+        return found
+
+    def _note(self, places_R: Tensor, logits_RT: Tensor) -> None:
+        sums_PT = torch.zeros_like(self.usual_PT).index_add(0, places_R, logits_RT)
+        mean_PT = sums_PT / torch.bincount(places_R, minlength=PLACES)[:, None]
+        self.usual_PT.copy_(torch.where(mean_PT.isfinite(), torch.lerp(self.usual_PT, mean_PT, 0.1), self.usual_PT))
 
 
 def bucket(positions_R: Tensor) -> Tensor:

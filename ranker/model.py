@@ -305,7 +305,7 @@ class Inference:
         self._act_inputs, self._act_bias = w["act_inputs"].T.numpy(), w["act_bias"].numpy()
         self._out, self._out_bias = w["history.out"].T.numpy(), w["history.out_bias"].numpy()
         prior_K = np.exp(w["history.prior_log_precision_K"].numpy())
-        self._prior = Factor(prior_K, prior_K * w["history.prior_mean_K"].numpy())
+        self.prior = Factor(prior_K, prior_K * w["history.prior_mean_K"].numpy())
         objectives = len(config.objectives)
         to_phi, to_z, to_zphi, to_r, to_item, to_user, to_request, to_row = (
             part.T.contiguous() for part in w["first"].split_with_sizes(parts(sizes.K, sizes.D, objectives), 1)
@@ -330,7 +330,7 @@ class Inference:
             self._experts, self._experts_bias = self._experts.bfloat16(), self._experts_bias.bfloat16()
             self._heads_XT = self._heads_XT.bfloat16()
         self._tower = BiasTower([objective.biased for objective in config.objectives])
-        self._tower.load_state_dict({"place_PT": w["tower.place_PT"], "cross_RT": w["tower.cross_RT"]})
+        self._tower.load_state_dict({name: w[f"tower.{name}"] for name in self._tower.state_dict()})
         self._tower.eval()
         self._offset_T, self._scale_T = w["offset_T"].numpy(), w["scale_T"].numpy()
         self._typical_T = w["typical_T"]
@@ -383,7 +383,7 @@ class Inference:
         Units: now in ms.
         """
         acted = frozenset(act.item for act in evidence.history[-self.sizes.acts :])
-        return replace(fuse(self._prior, *self.factors(evidence, now)), acted=acted)
+        return replace(fuse(self.prior, *self.factors(evidence, now)), acted=acted)
 
     def factors(self, evidence: Evidence, now: int) -> tuple[list[Factor], dict[str, int]]:
         """What each source of evidence adds to the prior, and how many pieces each holds.
