@@ -234,6 +234,7 @@ class Trainer:
                 examples = [example for example in examples if example.user != event.user]
                 self._forget(event.user)
         examples += self.joiner.catch_up(step.idle)
+        self._rate.add(len(records))
         self._judge(examples)
         reports = [self.learner.learn(some, self.joiner.catalogue) for some in _portions(examples, self.pace.rows)]
         self._learned |= any(report.rows for report in reports)
@@ -248,7 +249,6 @@ class Trainer:
             rejected=rejected,
             rows=sum(report.rows for report in reports),
             losses=_mean_losses(reports),
-            rate=self._rate.add(len(records)),
             seconds=self._clock() - began,
             replaying=replaying,
         )
@@ -302,6 +302,7 @@ class Trainer:
             learner=self._measured[2],
             version=self._base,
             lag=self.source.lag(),
+            rate=self._rate.add(0),
             pending=self.joiner.pending,
             now=self.joiner.now,
             notices=notices,
