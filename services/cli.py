@@ -205,7 +205,7 @@ def _experiment(args: argparse.Namespace, console: Console) -> Any:
     rest = [*args.rest, *(["--json"] if args.json and "--json" not in args.rest else [])]
     name = args.name.replace("-", "_")
     root = Path(__file__).resolve().parent.parent
-    known = sorted(path.stem for path in (root / "experiments").glob("[a-z]*.py"))
+    known = sorted(p.stem for p in (root / "experiments").glob("[a-z]*.py") if "__main__" in p.read_text())
     if name not in known:
         raise RequestError("experiment", args.name, "there are: " + ", ".join(known).replace("_", "-"))
     done = subprocess.run([sys.executable, "-m", f"experiments.{name}", *rest], check=False)

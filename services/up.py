@@ -7,6 +7,7 @@ then the service, then the loops once they have read what is there, then what he
 import contextlib
 import fcntl
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -87,7 +88,7 @@ def up(plan: Plan, console: Console) -> dict[str, Any]:
     """
     begun = time.monotonic()
     plan.state.mkdir(parents=True, exist_ok=True)
-    with _alone(plan.state), _interruptible():
+    with alone(plan.state), _interruptible():
         config = offline.configuration_of(plan.data, plan.config, console)
         if plan.scale:
             config = msgspec.structs.replace(config, scale=plan.scale)
@@ -152,7 +153,7 @@ def _start(plan: Plan, running: _Running, begun: float) -> None:
     running.timings["started"] = time.monotonic() - begun
 
     url = f"http://{settings.host}:{settings.port}"
-    user, items = _example(history())
+    user, items = example(history())
     client = Client(url, tokens["rank"])
     _ready(client, running)
     running.timings["ready"] = time.monotonic() - begun
@@ -174,8 +175,8 @@ def _start(plan: Plan, running: _Running, begun: float) -> None:
 
 def curl(url: str, token: str, user: str, items: Sequence[str]) -> str:
     """A command that works when pasted."""
-    body = msgspec.json.encode({"user": user, "items": list(items)}).decode()
-    return f"curl -s {url}/v1/rank -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d '{body}'"
+    body = shlex.quote(msgspec.json.encode({"user": user, "items": list(items)}).decode())
+    return f"curl -s {url}/v1/rank -H 'Authorization: Bearer {token}' -H 'Content-Type: application/json' -d {body}"
 
 
 def serve(settings: Settings, parts: Sequence[str], path: Path | None, console: Console) -> dict[str, Any]:
@@ -257,7 +258,7 @@ def _history(plan: Plan) -> tuple[offline.Log, int | None]:
     return people.events, len(data.films) + len(data.people) + len(people.history_rows)
 
 
-def _example(events: Iterable[Event]) -> tuple[str, list[str]]:
+def example(events: Iterable[Event]) -> tuple[str, list[str]]:
     """A person and ten items of the log, for the first request."""
     from ranker.events import Interaction, Ranking
 
@@ -373,7 +374,12 @@ def _drain(supervisor: Supervisor, state: Path, deadline: float) -> None:
 
 
 @contextlib.contextmanager
-def _alone(state: Path) -> Iterator[None]:
+def alone(state: Path) -> Iterator[None]:
+    """Hold the state folder; `down` finds the process by what is written there.
+
+    Raises:
+        ConfigError: another process holds it.
+    """
     with (state / "up.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,64 @@
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from ranker.errors import ConfigError
+from ranker.simulation import Population, Tastes
+from services import settings as settings_file
+from services import up
+from services.offline import configuration_of
+from services.settings import Settings
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO(), width=200)
+
+
+@pytest.mark.parametrize("data", ["ml-100k", "synthetic"])
+def test_the_settings_that_up_writes_are_read_back_equal(tmp_path: Path, data: str) -> None:
+    config = configuration_of([data], None, quiet())
+    settings = Settings(config=config, state=str(tmp_path), port=1234, brokers="127.0.0.1:5", segmented=True)
+    assert settings_file.load(up.write_settings(settings, tmp_path / "plurank.toml")) == settings
+
+
+def test_the_example_curl_survives_the_shell() -> None:
+    words = shlex.split(up.curl("http://127.0.0.1:8080", "t-o_k", "o'hara", ["50", "a b"]))
+    assert words[:3] == ["curl", "-s", "http://127.0.0.1:8080/v1/rank"]
+    assert "Authorization: Bearer t-o_k" in words
+    assert json.loads(words[-1]) == {"user": "o'hara", "items": ["50", "a b"]}
+
+
+def test_the_first_request_is_about_people_and_items_of_the_log() -> None:
+    population = Population(Tastes(users=20, items=30, seed=0))
+    user, items = up.example(population.events(ratings=3))
+    assert user in population.users
+    assert len(items) == len(set(items)) == 10
+    assert set(items) <= set(population.items)
+
+
+def test_two_ups_on_one_state_folder_do_not_meet(tmp_path: Path) -> None:
+    holder = f"""
+import time
+from pathlib import Path
+from services.up import alone
+with alone(Path({str(tmp_path)!r})):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        assert (tmp_path / up.PID).read_text() == str(other.pid)
+        with pytest.raises(ConfigError, match="`plurank down` ends that"), up.alone(tmp_path):
+            pass
+        other.kill()
+    with up.alone(tmp_path):
+        assert (tmp_path / up.PID).read_text() == str(os.getpid())
+    assert not (tmp_path / up.PID).exists()
