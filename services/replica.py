@@ -288,7 +288,10 @@ class Replica:
         request = self._request(message, now, ranking)
         with self._catalogue_lock:
             slate = serving.pipeline.rank(request, evidence)
-        if not self.outbox.offer(partial(_event, ranking, message, request, slate, self.settings.config.tenant)):
+        # an empty slate, from a catalogue that holds nothing yet, is nothing to learn from
+        if slate.items and not self.outbox.offer(
+            partial(_event, ranking, message, request, slate, self.settings.config.tenant)
+        ):
             missing = (*missing, "log")
         for what in missing:
             self.telemetry.degraded(what)

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ranker import events
+from ranker import events, evidence
 from ranker.events import Ranking
 from services.api import PATHS
 from services.settings import Service as Defaults
@@ -87,6 +87,19 @@ def test_recommend_finds_items_in_the_catalogue(service: Service) -> None:
     body = service.call("POST", "/v1/recommend", {"user": "ann", "limit": 3}).json()
     assert len(body["items"]) == 3
     assert {item["id"] for item in body["items"]} <= set(IDS)
+
+
+def test_an_empty_slate_is_an_answer_but_no_event(empty: Service) -> None:
+    empty.version()
+    empty.settle(lambda: empty.call("GET", "/readyz").status_code == 200)
+    user = evidence.fold(evidence.EMPTY, events.decode(msgspec.json.encode(click())))
+    empty.store.users["ann"] = msgspec.structs.replace(
+        user, history=tuple(msgspec.structs.replace(user.history[0], item=one) for one in IDS)
+    )
+    answer = empty.call("POST", "/v1/recommend", {"user": "ann"})
+    assert (answer.status_code, answer.json()["items"], answer.json()["degraded"]) == (200, [], False)
+    empty.replica.outbox.close()
+    assert empty.log.events == []
 
 
 def test_explain_says_more(service: Service) -> None:
