@@ -1,4 +1,4 @@
-"""What moves a label besides taste: the shallow tower of Zhao et al. (RecSys 2019), dropped at serving.
+"""What moves a label besides taste: the shallow tower of zhao2019recommending, dropped at serving.
 
 A context (where an item stood, on which device; later: which of two answers stood first, how the question was
 worded) adds to the logit of the biased objectives in training. Axes: R rows, C codes, P places, T objectives.

@@ -10,6 +10,7 @@ Axes: V table rows touched, I items, S slates, R shown rows, A acts, C kinds of 
 import hashlib
 import math
 import re
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -150,6 +151,7 @@ class Encoder:
         self._cache: dict[str, int] = {}
         self._words = re.compile(r"\w+")
         self._stores: WeakKeyDictionary[Catalogue, _Store] = WeakKeyDictionary()
+        self._lock = threading.Lock()
         self._bags: dict[Any, Bag] = {}
         self._kinds: dict[Kind, Bag] = {}
         self.numbers = {
@@ -202,18 +204,19 @@ class Encoder:
 
     def items(self, catalogue: Catalogue, rows: NDArray[np.int64]) -> Flat:
         """The bags of catalogue rows, kept from call to call; an item that was replaced is encoded anew."""
-        store = self._stores.get(catalogue)
-        if store is None:
-            store = self._stores[catalogue] = _Store(Bags(len(self.numbers["item"])), [])
-        seen, items = store.seen, catalogue.items
-        if len(seen) < len(items):
-            seen.extend([None] * (len(items) - len(seen)))
-        for row in rows.tolist():
-            item = items[row]
-            if seen[row] is not item:
-                store.bags.put(row, self.item(item))
-                seen[row] = item
-        return store.bags.take(rows)
+        with self._lock:
+            store = self._stores.get(catalogue)
+            if store is None:
+                store = self._stores[catalogue] = _Store(Bags(len(self.numbers["item"])), [])
+            seen, items = store.seen, catalogue.items
+            if len(seen) < len(items):
+                seen.extend([None] * (len(items) - len(seen)))
+            for row in rows.tolist():
+                item = items[row]
+                if seen[row] is not item:
+                    store.bags.put(row, self.item(item))
+                    seen[row] = item
+            return store.bags.take(rows)
 
     def _remembered(self, side: str, kinds: FieldKinds, fields: Mapping[str, Value]) -> Bag:
         key = (side, *fields.items())

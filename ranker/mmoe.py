@@ -1,4 +1,4 @@
-"""Multi-gate mixture of experts (Ma et al. 2018; as in Zhao et al. 2019): experts shared, a gate per objective.
+"""Multi-gate mixture of experts (ma2018modeling, zhao2019recommending): experts shared, a gate per objective.
 
 Axes: R rows, S shared inputs, E experts, H hidden units of an expert, T objectives, X = E * T.
 """

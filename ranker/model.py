@@ -1,4 +1,4 @@
-"""The composition: item tower, taste, experts, a wide linear term and the bias tower (Zhao et al. 2019; VPL 2024).
+"""The composition: item tower, taste, experts, a wide linear term and the bias tower (zhao2019recommending).
 
 `Model` is the training form, `Inference` the fast form of the same weights for one user and N items. Both read
 
@@ -16,6 +16,8 @@ import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
+from operator import is_not
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -266,7 +268,7 @@ class Inference:
     """The fast form: the item side is computed when an item arrives, the user side once per request.
 
     What is left per candidate is one [N, K] x [K, S] product, in which z * phi and r are folded, and the experts'.
-    Readers may score from any thread while one other thread attaches.
+    Readers may score from any thread while one other thread attaches. `prior` is the population's factor of a taste.
 
     Args:
         weights: `Model.state_dict()`, or what a version ships; kept as they are, so they may not change afterwards.
@@ -353,7 +355,8 @@ class Inference:
         if catalogue is not self._catalogue or whole != side.whole:
             side = self._empty(whole=whole)
         seen = side.seen
-        changed = [row for row, (new, old) in enumerate(zip(items, seen, strict=False)) if new is not old]
+        # items are never changed, only replaced; said without a loop, for this runs each second beside the requests
+        changed = list(compress(range(len(seen)), map(is_not, items, seen)))
         rows = np.array([*changed, *range(len(seen), len(items))], np.int64)
         if len(rows) == 0 and catalogue is self._catalogue:
             return

@@ -1,4 +1,4 @@
-"""A user's taste as a Gaussian over base rewards, and its amortised encoder (VPL, Poddar et al. 2024).
+"""A user's taste as a Gaussian over base rewards, and its amortised encoder (VPL, poddar2024personalizing).
 
 The prior is counted once and each source of evidence adds a factor: a precision and an information vector
 (precision times mean). So sources fuse by addition, in any order, and more evidence never widens the Gaussian.
