@@ -35,7 +35,7 @@ settings = config.parse({
     ],
     "fields": {"item": {"genre": "category"}, "user": {"age": "number"}},
     "scale": "tiny",
-    "learning": {"publish": 0.5},
+    "learning": {"publish": 2},
 })
 reader = Reader(Address(brokers=brokers, topic=topic, segmented=True), group="trainer")
 pace = Pace(records=60, rows=100, gather=0, checkpoint=0.2, keep=10**6)
@@ -105,6 +105,7 @@ def steps(folder: Path) -> int:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(600)  # ten processes that import torch
 def test_weights_after_kills_at_random_moments_are_bit_identical_to_the_journal_taken_in_one_go(
     address: Address, tmp_path: Path
 ) -> None:
