@@ -2,8 +2,8 @@
 
 Tansu lists all batches of a partition at every fetch, cannot delete records, and forgets everything at its end. So
 a keeper follows the log. It writes events to JSON-lines files (an event log like any other), announces a new
-segment before the current one grows long, seals the old one when every writer must have noticed (writers look each
-second and trust what they saw for LEASE_S), and deletes it when all groups are past it. What some group has not
+segment before the current one grows long, seals the old one when writers have changed over, and deletes it when all
+groups are past it. What some group has not
 committed yet is kept in memory and, at the end or when the broker dies, written to a file that the next log begins
 with; records name where they lay before, so that groups which had them pass them over.
 """
@@ -23,13 +23,28 @@ import msgspec
 
 from ranker import durable, events
 from ranker.errors import EventError, LogUnavailable
-from streaming.log import LEASE_S, SEGMENT_BITS, Address, Admin, Reader, Record, Token, Writer, seal
+from streaming.log import (
+    ANNOUNCE_S,
+    GRACE_S,
+    SEGMENT_BITS,
+    Address,
+    Admin,
+    Layout,
+    Reader,
+    Record,
+    Segment,
+    Token,
+    Writer,
+    seal,
+)
 
 #: a fetch took 10 ms longer at 20,000 batches, 30 ms at 40,000
 ROLL_BATCHES = 20_000
 #: four writers that send a batch every 20 ms
 BATCHES_PER_S = 200.0
 UNDRAINED = "undrained.jsonl"
+#: a tick that is so close to a change-over waits for it, so that readers never wait for the next tick
+SEAL_WAIT_S = 1.4
 #: seconds in which the end must be reached
 FINISH_S = 5.0
 
@@ -49,7 +64,7 @@ class Keeper:
     Args:
         groups: the groups that must have committed past a segment before it is deleted.
         batches: a segment of about so many batches is rolled.
-        lease_s: how long writers trust a look at the segments; a seal waits twice as long.
+        announce_s: how long before a segment begins it is announced.
 
     Raises:
         LogUnavailable: no broker, or the log is missing.
@@ -62,16 +77,16 @@ class Keeper:
         groups: Sequence[str],
         *,
         batches: int = ROLL_BATCHES,
-        lease_s: float = LEASE_S,
+        announce_s: float = ANNOUNCE_S,
     ) -> None:
         self.address, self.directory, self._groups = address, directory, tuple(groups)
-        self._limit, self._lease = batches, lease_s
+        self._limit, self._announce_s = batches, announce_s
         directory.mkdir(parents=True, exist_ok=True)
         self._admin, self._reader = Admin(address), Reader(address)
         self._held: deque[Record] = deque()
         self._drained: dict[int, int] = {}
         self._batches, self._ticked = 0.0, time.monotonic()
-        self._announced: tuple[int, float] | None = None
+        self._next: tuple[Segment, Segment] | None = None
         self._log = self._reader.log
 
     def tick(self) -> KeeperReport:
@@ -83,11 +98,11 @@ class Keeper:
         self._follow(0.2)
         self._trim()
         layout = self._admin.layout()
-        self._roll(layout.segments)
+        self._roll(layout)
         past = [*self._drained.values(), *self._reader.positions().values()]
         for segment in layout.segments[1:-1]:  # the first one carries the log's identity and stays
-            if all(at >> SEGMENT_BITS > segment for at in past):
-                self._admin.delete(self.address.segment(segment))
+            if all(at >> SEGMENT_BITS > segment.number for at in past):
+                self._admin.delete(segment.topic)
         return KeeperReport(segments=len(layout.segments), batches=int(self._batches), undrained=len(self._held))
 
     def finish(self, *, broker_alive: bool = True) -> int:
@@ -143,21 +158,22 @@ class Keeper:
 
     def _trim(self) -> None:
         layout = self._admin.layout()
-        at = [self._admin.committed(group, layout.segments) for group in self._groups]
+        at = [self._admin.committed(group, layout) for group in self._groups]
         partitions = range(layout.partitions)
         self._drained = {p: min((group.get(p, 0) for group in at), default=0) for p in partitions}
         kept = deque(r for r in self._held if r.offset >= self._drained.get(r.partition, 0))
         self._held = kept
 
-    def _roll(self, segments: Sequence[int]) -> None:
-        newest = segments[-1]
-        if self._announced is None and self._batches >= self._limit:
-            self._admin.create(self.address.segment(newest + 1))
-            self._announced, self._batches = (newest, time.monotonic()), 0.0
-        elif self._announced is not None and time.monotonic() - self._announced[1] > 2 * self._lease:
-            segment, self._announced = self._announced[0], None
-            seal(self.address, segment, len(self._reader.positions()))
-            _compress(self._archive(segment - 1))
+    def _roll(self, layout: Layout) -> None:
+        now, newest = time.time(), layout.segments[-1]
+        if self._next is None and self._batches >= self._limit:
+            self._next = (newest, self._admin.announce(newest.number + 1, now + self._announce_s))
+            self._batches = 0.0
+        elif self._next is not None and self._next[1].since - now < SEAL_WAIT_S:
+            ended, begun = self._next
+            seal(self.address, ended, layout.partitions, at=begun.since + GRACE_S)
+            self._next = None
+            _compress(self._archive(ended.number - 1))
 
 
 def restore(address: Address, directory: Path) -> int:

@@ -3,9 +3,10 @@
 A log is a topic, keyed by user (items by item). Its identity is the topic id that the broker drew when it was
 created, so it changes when a memory-only broker lost its memory or when someone made the topic anew.
 
-A *segmented* log (the embedded broker, whose fetches slow with the number of batches) goes on in `topic.1`,
-`topic.2`, ... Offsets stay one rising number per partition: segment << 36 | offset in the segment. A seal, one
-control record at the end of each partition, sends readers on. `streaming/archive.py` rolls and retires segments.
+A *segmented* log (the embedded broker, whose fetches slow with the number of batches) goes on in other topics, named
+`topic.number.since`: writers look each second and change over by the clock of their one machine, at `since`. Offsets
+stay one rising number per partition: segment << 36 | offset in the segment. A seal, one control record at the end of
+each partition, sends readers on. `streaming/archive.py` rolls and retires segments.
 """
 
 import base64
@@ -29,8 +30,10 @@ from ranker.events import Event
 
 SEGMENT_BITS = 36
 _INSIDE = (1 << SEGMENT_BITS) - 1
-#: an acknowledgement is certain only this many seconds after a look at the segments began; seals wait twice as long
-LEASE_S = 4.0
+#: a segment is announced so long before it begins
+ANNOUNCE_S = 3.0
+#: the segment before it is sealed so long after; what is acknowledged later may lie behind the seal
+GRACE_S = 0.15
 WATCH_S = 1.0
 DEAD_LETTERS = "plurank.dead-letter"
 DEAD_LETTER_MS = 7 * 24 * 3600 * 1000
@@ -66,10 +69,6 @@ class Address:
             "reconnect_backoff_max_ms": 1000,
             **self.security,
         }
-
-    def segment(self, number: int) -> str:
-        """The topic of a segment."""
-        return f"{self.topic}.{number}" if number else self.topic
 
 
 class Token(NamedTuple):
@@ -109,13 +108,29 @@ class Record:
     origins: tuple[Token, ...] = ()
 
 
+class Segment(NamedTuple):
+    """One topic of a segmented log; `since` is when writers change over to it (s since the epoch)."""
+
+    number: int
+    topic: str
+    since: float
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A log as the broker holds it now."""
+    """A log as the broker holds it now; an unsegmented one has a single segment, number 0."""
 
     log: str
     partitions: int
-    segments: tuple[int, ...]
+    segments: tuple[Segment, ...]
+
+    def find(self, offset: int) -> Segment | None:
+        """The segment that holds the offset, None where it was retired."""
+        return next((segment for segment in self.segments if segment.number == offset >> SEGMENT_BITS), None)
+
+    def current(self, now: float) -> Segment:
+        """The segment that is written to at this time."""
+        return [segment for segment in self.segments if segment.since <= now][-1]
 
 
 def identity(address: Address) -> str:
@@ -210,9 +225,16 @@ class Admin:
         if root is None or root["topic_id"] is None:
             remedy = "run `plurank doctor`, or create the topic; topic ids need Kafka 2.8 or later"
             raise LogUnavailable(f"event log at {self.address.brokers}", topic, remedy)
-        ends = (name.removeprefix(topic + ".") for name in here if name.startswith(topic + "."))
-        later = sorted(int(end) for end in ends if end.isdecimal()) if self.address.segmented else []
-        return Layout(str(root["topic_id"]), len(root["partitions"]), (0, *later))
+        parts = [name.removeprefix(topic + ".").split(".") for name in here if name.startswith(topic + ".")]
+        later = sorted((int(p[0]), p[1]) for p in parts if len(p) == 2 and all(part.isdecimal() for part in p))
+        segments = [Segment(n, f"{topic}.{n}.{since}", int(since) / 1000) for n, since in later]
+        return Layout(str(root["topic_id"]), len(root["partitions"]), (Segment(0, topic, 0.0), *segments))
+
+    def announce(self, number: int, since: float) -> Segment:
+        """Create a segment that writers change over to at `since` (s since the epoch)."""
+        topic = f"{self.address.topic}.{number}.{int(since * 1000)}"
+        self.create(topic)
+        return Segment(number, topic, since)
 
     def create(self, topic: str, retention_ms: int | None = None, partitions: int | None = None) -> None:
         """Create a topic unless it is there; never compacted, because keys are users."""
@@ -232,21 +254,20 @@ class Admin:
         with _translated(self.address):
             self._client.delete_topics([topic])
 
-    def committed(self, group: str, segments: Sequence[int]) -> dict[int, int]:
+    def committed(self, group: str, layout: Layout) -> dict[int, int]:
         """The offsets a group committed, the furthest of each partition; empty where it committed none."""
         with _translated(self.address):
             found = self._client.list_group_offsets(group).get(group, {})
         furthest: dict[int, int] = {}
-        for number in segments:
+        for segment in layout.segments:
             for place, stored in found.items():
-                if place.topic == self.address.segment(number) and stored.offset >= 0:
-                    offset = number << SEGMENT_BITS | stored.offset
-                    furthest[place.partition] = max(offset, furthest.get(place.partition, 0))
+                if place.topic == segment.topic and stored.offset >= 0:
+                    furthest[place.partition] = segment.number << SEGMENT_BITS | stored.offset
         return furthest
 
 
-def seal(address: Address, segment: int, partitions: int) -> None:
-    """End a segment: readers that come to the seal go on in the next one, which must be there.
+def seal(address: Address, segment: Segment, partitions: int, *, at: float) -> None:
+    """Wait until `at` (s since the epoch) and end a segment: readers go on in the next one, which must be there.
 
     Raises:
         LogUnavailable: the broker is away; seal again, a second seal is never read.
@@ -254,12 +275,14 @@ def seal(address: Address, segment: int, partitions: int) -> None:
     producer = _producer(address, {"delivery_timeout_ms": 5000, "request_timeout_ms": 4000})
     with _translated(address):
         try:
-            topic, mark = address.segment(segment), [(SEAL, b"")]
-            sent = [producer.send(topic, b"", b"", mark, partition=partition) for partition in range(partitions)]
+            producer.partitions_for(segment.topic)
+            time.sleep(max(0.0, at - time.time()))
+            mark = [(SEAL, b"")]
+            sent = [producer.send(segment.topic, b"", b"", mark, partition=place) for place in range(partitions)]
             for future in sent:
                 future.get(5)
         finally:
-            producer.close(timeout=1)
+            _end(producer, 1)
 
 
 class Writer:
@@ -268,14 +291,14 @@ class Writer:
     Args:
         linger_ms: how long a batch waits for company: Tansu slows with the number of batches.
         timeout_s: an event that could not be written for so long fails with LogUnavailable.
-        lease_s: see LEASE_S.
+        lease_s: how long a look at the segments is trusted.
 
     Raises:
         LogUnavailable: no broker could be reached at the start.
     """
 
     def __init__(
-        self, address: Address, *, linger_ms: int = 20, timeout_s: float = 20.0, lease_s: float = LEASE_S
+        self, address: Address, *, linger_ms: int = 20, timeout_s: float = 20.0, lease_s: float = ANNOUNCE_S
     ) -> None:
         self.address = address
         self._lease = lease_s
@@ -289,12 +312,12 @@ class Writer:
         }
         self._lock = threading.Lock()
         self._unsure: list[tuple[_Pending, Token]] = []
-        self._failed: list[tuple[_Pending, Layout, BaseException]] = []
+        self._failed: list[tuple[_Pending, Any, BaseException]] = []
         self._open: set[_Pending] = set()
         self._admin = Admin(address)
         self._checked = time.monotonic()
-        layout = self._admin.layout()
-        self._now = (_producer(address, self._settings), layout)
+        self._now: tuple[Layout, dict[int, Any]] = (Layout("", 0, ()), {})
+        self._turn(self._admin.layout())
         self._stop = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="log-writer-watch", daemon=True)
         self._watcher.start()
@@ -302,7 +325,7 @@ class Writer:
     @property
     def log(self) -> str:
         """The identity of the log that is written to now."""
-        return self._now[1].log
+        return self._now[0].log
 
     def append(self, event: Event) -> "Future[tuple[int, int]]":
         """Append the event; the future holds (partition, offset) once the broker has it, or LogUnavailable.
@@ -330,7 +353,8 @@ class Writer:
         """
         deadline = time.monotonic() + timeout
         with _translated(self.address):
-            self._now[0].flush(timeout)
+            for producer in self._now[1].values():
+                producer.flush(timeout)
         with self._lock:
             waiting = [pending.future for pending in self._open]
         for future in waiting:
@@ -343,7 +367,8 @@ class Writer:
             self.flush(5.0)
         self._stop.set()
         self._watcher.join()
-        self._now[0].close(timeout=1)
+        for producer in self._now[1].values():
+            _end(producer, 1)
         self._admin.close()
         with self._lock:
             left, self._open, self._unsure = list(self._open), set(), []
@@ -351,22 +376,34 @@ class Writer:
             self._fail(pending, LogUnavailable("event log writer", "closed", "append before closing it"))
 
     def _send(self, pending: "_Pending") -> None:
-        producer, layout = self._now
+        layout, producers = self._now
+        segment = layout.current(time.time())
+        producer = producers[segment.number]
         try:
-            sent = producer.send(self.address.segment(layout.segments[-1]), pending.value, pending.key, pending.headers)
+            sent = producer.send(segment.topic, pending.value, pending.key, pending.headers)
         except (KafkaError, OSError) as error:
-            self._lost(pending, layout, error)
+            self._lost(pending, producer, error)
             return
-        sent.add_callback(self._acknowledged, pending, layout)
-        sent.add_errback(self._lost, pending, layout)
+        sent.add_callback(self._acknowledged, pending, layout, segment)
+        sent.add_errback(self._lost, pending, producer)
 
-    def _acknowledged(self, pending: "_Pending", layout: Layout, where: Any) -> None:
-        place = Token(layout.log, where.partition, layout.segments[-1] << SEGMENT_BITS | where.offset)
-        if self.address.segmented and time.monotonic() - self._checked > self._lease:
-            with self._lock:
-                self._unsure.append((pending, place))  # it may lie behind a seal: the watcher decides
-        else:
+    def _acknowledged(self, pending: "_Pending", layout: Layout, segment: Segment, where: Any) -> None:
+        place = Token(layout.log, where.partition, segment.number << SEGMENT_BITS | where.offset)
+        if self._certain(place):
             self._done(pending, place)
+        else:
+            with self._lock:
+                self._unsure.append((pending, place))  # the watcher decides after its next look
+
+    def _certain(self, place: Token) -> bool:
+        """Whether the place is surely before any seal: it was acknowledged, and no seal can be written before now."""
+        if not self.address.segmented:
+            return True
+        layout, now = self._now[0], time.time()
+        following = next((n for n in layout.segments if n.number > place.offset >> SEGMENT_BITS), None)
+        if following is not None:
+            return layout.log == place.log and now < following.since + GRACE_S
+        return time.monotonic() - self._checked < self._lease
 
     def _done(self, pending: "_Pending", place: Token) -> None:
         with self._lock:
@@ -374,13 +411,13 @@ class Writer:
         if not pending.future.done():
             pending.future.set_result((place.partition, place.offset))
 
-    def _lost(self, pending: "_Pending", layout: Layout, error: BaseException) -> None:
+    def _lost(self, pending: "_Pending", producer: Any, error: BaseException) -> None:
         if isinstance(error, MessageSizeTooLargeError):
             remedy = "raise message.max.bytes of the topic, or send smaller events"
             self._fail(pending, EventError("event", f"{len(pending.value)} bytes", remedy))
         else:
             with self._lock:
-                self._failed.append((pending, layout, error))  # a log made anew takes it: the watcher decides
+                self._failed.append((pending, producer, error))  # the watcher decides
 
     def _fail(self, pending: "_Pending", error: Exception) -> None:
         with self._lock:
@@ -395,16 +432,15 @@ class Writer:
                 failed, self._failed = self._failed, []
             try:
                 layout = self._admin.layout()
-                before = self._now[1]
-                if (layout.log, layout.segments[-1]) != (before.log, before.segments[-1]):
-                    self._restart(layout)
+                self._turn(layout)
                 self._checked = began
             except LogUnavailable:
                 pass
             else:
                 self._settle(layout)
-            for pending, tried, error in failed:
-                if tried.log != self.log:  # it was on its way to a log that is no more
+            in_use = self._now[1].values()
+            for pending, producer, error in failed:
+                if all(producer is not other for other in in_use):  # it was on its way to what is no more
                     self._send(pending)
                 else:
                     thing = f"event log {self.address.topic} at {self.address.brokers}"
@@ -412,21 +448,42 @@ class Writer:
                     self._fail(pending, LogUnavailable(thing, f"{type(error).__name__}: {error}", remedy))
 
     def _settle(self, layout: Layout) -> None:
-        """Decide on the acknowledgements that came too long after the last look at the segments."""
+        """Decide on the acknowledgements that came too long after the last look, or too late for their segment."""
         with self._lock:
             unsure, self._unsure = self._unsure, []
         for pending, place in unsure:
-            if place.log == layout.log and place.offset >> SEGMENT_BITS == layout.segments[-1]:
-                self._done(pending, place)
+            newest = layout.segments[-1].number
+            if place.log == layout.log and place.offset >> SEGMENT_BITS == newest:
+                self._done(pending, place)  # the look came after the acknowledgement and saw no later segment
             else:
                 self._send(pending)  # twice in the log is harmless: ids are deduplicated
 
-    def _restart(self, layout: Layout) -> None:
-        """Go on with a fresh producer: a broker that lost its memory does not know the old one's sequence numbers,
-        and one that still asks for a retired segment makes Tansu create it anew.
+    def _turn(self, layout: Layout) -> None:
+        """One producer for the segment that is written to and one for each announced: it is ready when its time comes.
+
+        A log made anew needs fresh ones, because its broker does not know the sequence numbers of the old ones; and
+        one that still knew a retired segment would ask for it for ever.
         """
-        old, self._now = self._now[0], (_producer(self.address, self._settings), layout)
-        old.close(timeout=2)
+        known, before = self._now
+        kept = before if known.log == layout.log else {}
+        now = layout.current(time.time()).number
+        ahead = [segment for segment in layout.segments if segment.number >= now]
+        self._now = (layout, {n.number: kept[n.number] if n.number in kept else self._open_for(n) for n in ahead})
+        for number, producer in before.items():
+            if self._now[1].get(number) is not producer:
+                _end(producer, 2)
+
+    def _open_for(self, segment: Segment) -> Any:
+        producer = _producer(self.address, self._settings)
+        with _translated(self.address):
+            producer.partitions_for(segment.topic)
+        return producer
+
+
+def _end(producer: Any, timeout: float) -> None:
+    """Close it; what it cannot deliver any more fails in its own time."""
+    with contextlib.suppress(KafkaError):
+        producer.close(timeout=timeout)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -510,9 +567,8 @@ class Reader:
                 self._layout = layout
                 self._assign()
                 batches = {}
-            retired = set(self._layout.segments) - set(layout.segments)
             self._layout = layout
-            if any(offset >> SEGMENT_BITS in retired for offset in self._positions.values()):
+            if any(layout.find(offset) is None for offset in self._positions.values()):
                 self._assign()
                 batches = {}
             records = self._take(batches)
@@ -547,9 +603,9 @@ class Reader:
     def _ahead(self, skip: int) -> int:
         """Records from each partition's current segment on, `skip` segments passed over."""
         places = [
-            TopicPartition(self.address.segment(segment), partition)
+            TopicPartition(segment.topic, partition)
             for partition, offset in self._positions.items()
-            for segment in [n for n in self._layout.segments if n >= offset >> SEGMENT_BITS][skip:]
+            for segment in [n for n in self._layout.segments if n.number >= offset >> SEGMENT_BITS][skip:]
         ]
         ends = 0
         for place in places:  # one by one: kafka-python trips over a partition of Tansu that holds nothing yet
@@ -561,8 +617,8 @@ class Reader:
         """Show the group how far it is, for lag display and retirement; failures are left to the next time."""
         offsets = {}
         for partition, offset in (positions or self._positions).items():
-            segment, inside = offset >> SEGMENT_BITS, offset & _INSIDE
-            offsets[TopicPartition(self.address.segment(segment), partition)] = OffsetAndMetadata(inside, "", -1)
+            if (segment := self._layout.find(offset)) is not None:
+                offsets[TopicPartition(segment.topic, partition)] = OffsetAndMetadata(offset & _INSIDE, "", -1)
         with contextlib.suppress(KafkaError, OSError):
             self._consumer.commit(offsets, timeout_ms=2000)
 
@@ -579,15 +635,14 @@ class Reader:
         return consumer
 
     def _place(self, partition: int) -> TopicPartition:
-        return TopicPartition(self.address.segment(self._positions[partition] >> SEGMENT_BITS), partition)
+        segment = self._layout.find(self._positions[partition])
+        return TopicPartition(segment.topic if segment else self.address.topic, partition)
 
     def _assign(self) -> None:
-        held = self._layout.segments
         for partition, offset in self._positions.items():
-            segment = offset >> SEGMENT_BITS
-            if segment not in held:  # retired: it was read by all who asked for it, the next one follows
-                after = min((n for n in held if n > segment), default=held[-1])
-                self._positions[partition] = after << SEGMENT_BITS
+            if self._layout.find(offset) is None:  # retired: all who had to read it did; the next one follows
+                later = [n.number for n in self._layout.segments if n.number > offset >> SEGMENT_BITS]
+                self._positions[partition] = min(later, default=self._layout.segments[-1].number) << SEGMENT_BITS
         places = [self._place(partition) for partition in self._positions]
         with _translated(self.address):
             left = {place.topic for place in self._consumer.assignment()} - {place.topic for place in places}

@@ -117,8 +117,8 @@ def test_committed_progress_can_be_seen(address: Address) -> None:
     drain(reader, 1)
     reader.commit()
     with Admin(address) as admin:
-        assert admin.committed("a-group", (0,)) == reader.positions()
-        assert admin.committed("another-group", (0,)) == {}
+        assert admin.committed("a-group", admin.layout()) == reader.positions()
+        assert admin.committed("another-group", admin.layout()) == {}
     reader.close()
     writer.close()
 
@@ -161,23 +161,20 @@ def test_dead_letters_hold_reason_place_and_the_raw_bytes(address: Address) -> N
 @integration
 def test_readers_and_writers_follow_the_log_into_its_next_segment(address: Address) -> None:
     writer, reader = Writer(address), Reader(address)
-    first = [writer.append(click(n, f"u{n}")).result(10) for n in range(20)]
+    places = [writer.append(click(n, f"u{n}")).result(10) for n in range(20)]
     with Admin(address) as admin:
-        admin.create(address.segment(1))
-    until = time.monotonic() + 10
-    later: list[tuple[int, int]] = []
-    while not later or later[-1][1] < 1 << SEGMENT_BITS:
-        assert time.monotonic() < until, "the writer did not notice the new segment"
-        later.append(writer.append(click(100 + len(later), f"u{len(later)}")).result(10))
-    log.seal(address, 0, 4)
-    records = drain(reader, len(first) + len(later))
-    assert sorted((r.partition, r.offset) for r in records) == sorted(first + later)
+        first, following = admin.layout().segments[0], admin.announce(1, time.time() + 1.5)
+    while time.time() < following.since:
+        places.append(writer.append(click(len(places), f"u{len(places)}")).result(10))
+    assert {offset >> SEGMENT_BITS for _, offset in places[:-1]} == {0}
+    log.seal(address, first, 4, at=following.since + log.GRACE_S)
+    places += [writer.append(click(100 + n, f"u{n}")).result(10) for n in range(20)]
+    assert {offset >> SEGMENT_BITS for _, offset in places[-20:]} == {1}
+    records = drain(reader, len(places))
+    assert sorted((r.partition, r.offset) for r in records) == sorted(places)
     for partition in range(4):
         offsets = [r.offset for r in records if r.partition == partition]
         assert offsets == sorted(offsets)
-    until = time.monotonic() + 10
-    while min(reader.positions().values()) < 1 << SEGMENT_BITS and time.monotonic() < until:
-        reader.poll(timeout=0.1)
     assert min(reader.positions().values()) >= 1 << SEGMENT_BITS
     assert reader.lag() == reader.remaining() == 0
     reader.close()
@@ -188,12 +185,13 @@ def test_readers_and_writers_follow_the_log_into_its_next_segment(address: Addre
 def test_a_write_that_may_lie_behind_a_seal_is_written_again(address: Address) -> None:
     writer = Writer(address, lease_s=-1.0)  # trusts no look at the segments: every write waits for the next look
     reader = Reader(address)
+    assert writer.append(click(0)).result(10)[1] == 0
     with Admin(address) as admin:
-        admin.create(address.segment(1))
-    log.seal(address, 0, 4)
+        first, following = admin.layout().segments[0], admin.announce(1, time.time())
+    log.seal(address, first, 4, at=following.since)
     partition, offset = writer.append(click(1)).result(10)
-    (record,) = drain(reader, 1)
-    assert (record.partition, record.offset) == (partition, offset)
+    records = drain(reader, 2)
+    assert [(r.partition, r.offset) for r in records] == [(partition, 0), (partition, offset)]
     assert offset == 1 << SEGMENT_BITS
     reader.close()
     writer.close()
