@@ -17,6 +17,8 @@ from ranker.events import Event
 
 Place = tuple[int, int]
 RETRY_S = 0.5
+#: slates are taken up this often: waking a thread for each would cost the request the interpreter before its answer
+TICK_S = 0.02
 THREADS = 8
 
 
@@ -94,7 +96,6 @@ class Outbox:
                 return False
             self._open += 1
             self._waiting.append(make)
-            self._change.notify_all()
         return True
 
     async def write(self, events: Sequence[Event], timeout: float) -> list[Place]:
@@ -127,7 +128,7 @@ class Outbox:
                     self._change.wait_for(lambda: self._stop, RETRY_S)
         while True:
             with self._change:
-                self._change.wait_for(lambda: self._waiting or self._stop)
+                self._change.wait_for(lambda: self._stop, TICK_S)
                 if self._stop:
                     return
                 makes, self._waiting = self._waiting, deque()
@@ -150,7 +151,6 @@ class Outbox:
             with self._change:
                 self._failed = True
                 self._waiting.append(lambda: event)
-                self._change.notify_all()
         else:
             self._settle(sent=error is None)
 
