@@ -194,7 +194,7 @@ class Broker:
 
     def _keep(self, keeper: Keeper) -> None:
         while not self._stop.wait(1.0):
-            with contextlib.suppress(LogUnavailable):
+            with contextlib.suppress(LogUnavailable, OSError):  # a broker that is away, a full disk: try again
                 self.report = keeper.tick()
 
 

@@ -3,9 +3,9 @@
 Tansu lists all batches of a partition at every fetch, cannot delete records, and forgets everything at its end. So
 a keeper follows the log. It writes events to JSON-lines files (an event log like any other), announces a new
 segment before the current one grows long, seals the old one when writers have changed over, and deletes it when all
-groups are past it. What some group has not
-committed yet is kept in memory and, at the end or when the broker dies, written to a file that the next log begins
-with; records name where they lay before, so that groups which had them pass them over.
+groups are past it. What some group has not committed yet is kept in memory and, at the end or when the broker dies,
+written to a file that the next log begins with; records name where they lay before, so that groups which had them
+pass them over.
 """
 
 import base64
