@@ -49,6 +49,7 @@ class Pace:
         gather: seconds between two steps while there is little to read.
         checkpoint: seconds between checkpoints; more where one takes long.
         silent: seconds without a record after which a partition that holds nothing unread counts as idle.
+        idle: seconds between reports while nothing comes.
         slates: window of the gate.
         keep: checkpoints kept.
     """
@@ -58,6 +59,7 @@ class Pace:
     gather: float = 0.2
     checkpoint: float = 30.0
     silent: float = 5.0
+    idle: float = 1.0
     slates: int = 1000
     keep: int = 2
 
@@ -173,16 +175,18 @@ class Trainer:
         self._patience = self.pace.checkpoint
 
     def run(self, stop: Signal) -> Iterator[Report]:
-        """Learn until `stop` is set; yields a report after each step and each publication."""
+        """Learn until `stop` is set; yields a report after each step and each publication, and when idle for long."""
         yield from self._resume()
+        told = self._clock()
         while not stop.is_set():
             records = self._poll(stop)
             if self.source.log != self._log:
                 self._follow_log()
             if records:
                 yield self._take(self._begin(), records)
-            if self._follow_pointer():
+            if self._follow_pointer() or (not records and self._clock() - told >= self.pace.idle):
                 yield self._report()
+                told = self._clock()
             if self._clock() - self._published >= self.config.learning.publish:
                 yield from self._publish()
             if self._clock() - self._saved >= self._patience:
