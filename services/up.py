@@ -343,7 +343,7 @@ def _stop(running: _Running) -> float:
 
     supervisor, state = running.supervisor, running.settings.state_dir
     running.say("stopping: no new visits")
-    killed = supervisor.stop(["audience"], within=1.0)
+    killed = supervisor.stop(["audience"], within=1.5)
     serving = threading.Thread(target=lambda: killed.extend(supervisor.stop(["service"], within=left() - 0.5)))
     serving.start()
     _drain(supervisor, state, begun + DRAIN_S)
