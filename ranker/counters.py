@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 #: seconds: what is hot now, and what the last hours say
-HALF_LIVES = (600.0, 4 * 3600.0)
+HALF_LIVES = (1800.0, 4 * 3600.0)
 #: inputs per objective: a lift and an amount for each half-life
 COUNTS = 2 * len(HALF_LIVES)
 #: impressions at the population's rate that every item starts with

@@ -30,7 +30,11 @@ from ranker.model import Model, Output, Rows, keys_of
 #: gradients are cut to this norm; their usual norm is below 1
 LARGEST = 10.0
 #: how far the base utility's two losses count beside the objectives
-RETRIEVAL, AGREEMENT = 0.1, 0.1
+RETRIEVAL, AGREEMENT = 0.1, 0.02
+#: what a row's sum of squared gradients starts from, so that its first gradient is not a full step
+FIRST = 5.0
+#: labelled rows of a batch for which the configured rate is meant
+ROWS = 1024
 #: catalogue items drawn as negatives of a positive that no ranking surrounds
 DRAWN = 4
 #: positives of a batch that enter the sampled softmax
@@ -91,8 +95,8 @@ class Learner:
         self._alone_T = [o.kind == "binary" and o.threshold is None and o.graded is None for o in config.objectives]
         #: everything that `state` keeps besides weights, optimiser, random state and notes
         self._kept = {
-            "squares_table": torch.zeros(V),
-            "squares_wide": torch.zeros(V),
+            "squares_table": torch.full((V,), FIRST),
+            "squares_wide": torch.full((V,), FIRST),
             "usual": torch.zeros(()),
             "values": torch.zeros(3, T, dtype=torch.float64),
             "steps": torch.zeros((), dtype=torch.int64),
@@ -192,8 +196,9 @@ class Learner:
         finite = bool(np.isfinite(norm)) and bool(torch.isfinite(loss))
         if finite:
             torch._foreach_mul_(grads, min(1.0, LARGEST / (norm + 1e-12)))
+            self._adam.param_groups[0]["lr"] = self.config.learning.rate * min(1.0, (usual / ROWS) ** 0.5)
             self._adam.step()
-            self._descend(batch, rows)
+            self._descend(batch, rows, usual)
             self._count(out, batch, count)
         else:
             self.model.get_buffer("typical_T").copy_(typical_T)
@@ -266,8 +271,11 @@ class Learner:
         agreement: Tensor = functional.cosine_similarity(own_R, served_R, dim=0, eps=1e-4)
         return 1 - agreement
 
-    def _descend(self, batch: Batch, rows: Rows) -> None:
-        """Row-wise Adagrad on the touched rows only: one sum of squares per row."""
+    def _descend(self, batch: Batch, rows: Rows, usual: float) -> None:
+        """Row-wise Adagrad on the touched rows only: one sum of squares per row.
+
+        A row's gradient is taken as a sum over its own occurrences, whatever the size of the batch.
+        """
         touched_V, rate = batch.touched_V, self.config.learning.row_rate
         with torch.no_grad():
             for name, table, leaf in (
@@ -277,7 +285,7 @@ class Learner:
                 grad = leaf.grad
                 if grad is None:
                     continue
-                squares = self._kept[name]
+                grad, squares = grad * usual, self._kept[name]
                 sums_V = squares[touched_V] + grad.square().mean(1)
                 squares[touched_V] = sums_V
                 table[touched_V] = leaf - rate * grad / (sums_V.sqrt() + 1e-4)[:, None]
@@ -285,16 +293,17 @@ class Learner:
     # -- counts ------------------------------------------------------------------------------------------------
 
     def _note(self, examples: Sequence[Example], catalogue: Catalogue) -> None:
-        for example in examples:
-            if not example.opening:
-                continue
-            rows = catalogue.find(example.items)
-            if rows.min() < 0:
-                continue
-            bags = self.encoder.items(catalogue, rows)
-            starts = np.cumsum(bags.lengths) - bags.lengths
-            keys_N2 = torch.from_numpy(bags.rows[starts[:, None] + np.arange(2)])
-            counts_NF = self.model.counters(keys_N2, torch.tensor([example.time])).numpy()
+        shown = [e for e in examples if e.opening and min(catalogue.rows.get(item, -1) for item in e.items) >= 0]
+        if not shown:
+            return
+        rows = np.concatenate([catalogue.find(example.items) for example in shown])
+        bags = self.encoder.items(catalogue, rows)
+        starts = np.cumsum(bags.lengths) - bags.lengths
+        keys_R2 = torch.from_numpy(bags.rows[starts[:, None] + np.arange(2)])
+        sizes = [len(example.items) for example in shown]
+        times_R = torch.tensor([example.time for example in shown]).repeat_interleave(torch.tensor(sizes))
+        parts = np.split(self.model.counters(keys_R2, times_R).numpy(), np.cumsum(sizes)[:-1])
+        for example, counts_NF in zip(shown, parts, strict=True):
             self._notes[example.ranking] = _Note(example.items, counts_NF)
             if len(self._notes) > NOTES:
                 self._notes.popitem(last=False)
