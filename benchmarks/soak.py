@@ -4,8 +4,9 @@
     python -m benchmarks.soak --attach DIR ...      an `up` that runs on this state folder; it is left running
 
 It starts `up` in a temporary folder and ends it by its own id; `up` also ends by itself a little later, should this
-process be killed. What is read: the status files of the loops and the audience, /proc for memory, and a light probe
-of its own (one /v1/rank a second for ten items, by people who never click: about one row in fifty that is learned).
+process be killed. What is read: the status files of the loops and the audience, /proc for memory and for processor
+time (`processors`: seconds of it a second, over all processes of `up`), and a light probe of its own: one /v1/rank a
+second for ten items, by people who never click (about one row in fifty that is learned).
 Writes OUT.csv, one line a sample, and OUT.json, the summary. Exit status 1 where something did not stay flat.
 """
 
@@ -50,6 +51,7 @@ ROLES = {
     "ProxyActor": "serve-proxy",
     "HAProxyManager": "serve-haproxy",
     "services.cli run ": "",
+    "services.cli up": "up",
     "haproxy": "haproxy",
     "raylet": "raylet",
     "gcs_server": "ray-gcs",
@@ -61,6 +63,7 @@ ROLES = {
 #: last quarter over first quarter: (least, most) that counts as flat
 FLAT = {
     "events_s": (0.8, 1.25),
+    "processors": (0.0, 1.25),
     "rss_mb": (0.0, 1.1),
     "p50_ms": (0.0, 1.25),
     "audience_p50_ms": (0.0, 1.25),
@@ -106,6 +109,16 @@ def memory(pids: Sequence[int]) -> dict[str, float]:
     return sizes
 
 
+def processor_s(pids: Sequence[int]) -> dict[int, float]:
+    """Seconds of processor time that each process has used so far."""
+    found = {}
+    for pid in pids:
+        with suppress(OSError, ValueError, IndexError):
+            user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+            found[pid] = (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
 @dataclass
 class Probe:
     """A client of its own that ranks ten items now and then."""
@@ -148,6 +161,7 @@ class Recorder:
     probe: Probe
     begun: float = field(default_factory=time.monotonic)
     before: dict[str, float] = field(default_factory=dict)
+    used: tuple[float, dict[int, float]] = (0.0, {})
     pids: dict[str, int] = field(default_factory=dict)
     restarts: int = 0
 
@@ -165,10 +179,17 @@ class Recorder:
         gained = counts["events"] - self.before.get("events", 0.0)
         self.before = counts
         p50, p99 = self.probe.take()
-        processes = memory([self.pid, *descendants(self.pid)])
+        pids = [self.pid, *descendants(self.pid)]
+        processes, (last, before), used = memory(pids), self.used, processor_s(pids)
+        self.used = now, used
+        # what a new process used before is not of this window, but it is little
+        processor = (
+            sum(seconds - before.get(pid, 0.0) for pid, seconds in used.items()) / (now - last) if last else None
+        )
         return {
             "seconds": round(now - self.begun, 1),
             "events_s": round(gained / passed, 2) if passed > 0 and gained >= 0 else None,
+            "processors": _rounded(processor),
             "lag": max(facts["lag"].values(), default=0),
             "p50_ms": _rounded(p50),
             "p99_ms": _rounded(p99),

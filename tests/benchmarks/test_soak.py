@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.soak import Probe, Recorder, memory, role, summary
+from benchmarks.soak import Probe, Recorder, memory, processor_s, role, summary
 from services import status
 from services.client import Client
 
@@ -57,12 +57,19 @@ def test_a_lag_that_was_none_has_no_ratio() -> None:
 def test_processes_have_their_roles_for_names() -> None:
     assert role("/x/python3 -m services.cli run monitor --child --config y") == "monitor"
     assert role("ray::ServeReplica:plurank:plurank.initialize") == "replica"
-    assert role("/x/python /x/plurank up --data ml-100k") == "up"
+    assert role("/x/python /x/plurank up --data ml-100k") == role("python -m services.cli up --seconds 9") == "up"
 
 
 def test_memory_counts_this_process_and_passes_over_one_that_is_gone() -> None:
     found = memory([os.getpid(), 2**22 + 1])
     assert 10 < sum(found.values()) < 100_000
+
+
+def test_processor_time_is_told_between_two_samples_and_not_before(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path, os.getpid(), Probe(Client("http://127.0.0.1:9")))
+    assert recorder.sample()["processors"] is None
+    assert recorder.sample()["processors"] >= 0
+    assert processor_s([os.getpid()])[os.getpid()] > 0
 
 
 def test_a_sample_tells_events_a_second_between_the_loops_own_reports(tmp_path: Path) -> None:
