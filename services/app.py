@@ -7,6 +7,7 @@ out of routing and dropped connections when that was measured.
 
 import contextlib
 import importlib
+import logging
 import os
 import random
 import shlex
@@ -102,6 +103,7 @@ def build(settings: Settings) -> Any:
     from streaming.log import Writer
     from streaming.store import AsyncStore, Store
 
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     torch.set_num_threads(1)
     replica = Replica(
         settings,
@@ -141,13 +143,12 @@ def _keep_to_loopback() -> None:
 
 def _connect(ray: Any, settings: Settings, *, local: bool) -> None:
     if not local:
-        ray.init(log_to_driver=False)
+        ray.init()
         return
     ray.init(
         num_cpus=settings.replicas,
         include_dashboard=False,
         object_store_memory=80 * 1024 * 1024,
-        log_to_driver=False,
         _node_ip_address="127.0.0.1",
     )
 

@@ -3,6 +3,7 @@
 msgspec reads and writes them on the request path; their JSON Schema is what /docs shows.
 """
 
+import contextlib
 import difflib
 import json
 import math
@@ -219,7 +220,7 @@ def read(body: bytes, decoder: "msgspec.json.Decoder[Kind]") -> Kind:
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise _explained(str(error), decoder.type, body) from None
+        raise _explained(str(error), decoder.type, _loose(body)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise malformed(body, str(error)) from None
 
@@ -231,14 +232,14 @@ def malformed(body: bytes, reason: str) -> RequestError:
     return problem
 
 
-def _explained(text: str, kind: type[Struct], body: bytes) -> RequestError:
+def _explained(text: str, kind: type[Struct], data: Any) -> RequestError:
     reason, _, path = text.partition(" - at ")
     place = path.strip("`").removeprefix("$").lstrip(".") or "body"
     unknown = re.search(r"unknown field `(.*?)`", text)
     if unknown is None:
-        data = _loose(body)
         for key in re.findall(r"[^.\[\]]+", place.partition("[...]")[0]):
-            data = data.get(key) if isinstance(data, dict) else data
+            with contextlib.suppress(LookupError, TypeError, ValueError):
+                data = data[int(key) if isinstance(data, list) else key]
         return RequestError(place, data, reason[:1].lower() + reason[1:])
     fields = Candidate.__struct_fields__ if place.startswith("items") else kind.__struct_fields__
     near = difflib.get_close_matches(unknown.group(1), fields, 1, 0.5)
@@ -247,11 +248,17 @@ def _explained(text: str, kind: type[Struct], body: bytes) -> RequestError:
 
 
 def _loose(body: bytes) -> Any:
-    """The body as plain data, numbers beyond a float's range included, to quote from it."""
+    """The body as plain data, numbers beyond a float's range included, to quote from it.
+
+    Raises:
+        RequestError: 400, it is not JSON behind the place that did not fit.
+    """
     try:
         return json.loads(body)
-    except (ValueError, RecursionError):
+    except RecursionError:
         return body[:80].decode("utf-8", "replace")
+    except ValueError as error:
+        raise malformed(body, str(error)) from None
 
 
 def named(fields: dict[str, Value] | list[Field]) -> dict[str, Value]:

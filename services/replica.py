@@ -163,6 +163,7 @@ class Replica:
         self._trouble = ""
         self._refused: tuple[str, float] = ("", 0.0)
         self._store_rest = 0.0
+        self._counted = (0, 0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="replica-follow", daemon=True)
 
@@ -211,6 +212,7 @@ class Replica:
         while not self._stop.wait(self.settings.pointer_poll):
             try:
                 self.follow_pointer()
+                self._count_slates()
                 now = time.monotonic()
                 if now >= catalogue_at:
                     self.follow_catalogue()
@@ -221,6 +223,11 @@ class Replica:
                     slow_at = now + SLOW_POLL_S
             except Exception:
                 log.exception("following the registry and the catalogue goes on after an error")
+
+    def _count_slates(self) -> None:
+        sent, dropped = self.outbox.sent, self.outbox.dropped
+        before, self._counted = self._counted, (sent, dropped)
+        self.telemetry.slates_logged(logged=sent - before[0], dropped=dropped - before[1], waiting=self.outbox.open)
 
     def _announce(self) -> None:
         with suppress(StoreUnavailable):
@@ -256,7 +263,10 @@ class Replica:
         return Serving(version, found.config, Pipeline(found.config, inference, self.catalogue, version))
 
     def follow_catalogue(self) -> None:
-        """Take up the items that changed since the last look and embed them."""
+        """Take up the items that changed since the last look and embed them.
+
+        Where the store lost its memory, what is known here stays: profiles fill it again from the log.
+        """
         try:
             changed = self.changes.catalogue_changes(self._mark)
         except StoreUnavailable as error:

@@ -94,6 +94,8 @@ class ApiTelemetry(Telemetry):
         self._degraded = self._counter("plurank_degraded_answers_total", "Answers with less than asked for", "reason")
         self._events = self._counter("plurank_feedback_events_total", "Events sent in", "outcome")
         self._swaps = self._counter("plurank_version_swaps_total", "Versions taken into service")
+        self._slates = self._counter("plurank_served_slates_total", "Served slates by what became of them", "outcome")
+        self._waiting = self._gauge("plurank_waiting_slates", "Served slates that the log does not have yet")
 
     def request_served(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
@@ -114,6 +116,12 @@ class ApiTelemetry(Telemetry):
         """Count the events of one feedback body."""
         self._events.labels("accepted").inc(accepted)
         self._events.labels("rejected").inc(rejected)
+
+    def slates_logged(self, *, logged: int, dropped: int, waiting: int) -> None:
+        """Count served slates that reached the log or were lost since the last call, and those on their way."""
+        self._slates.labels("logged").inc(logged)
+        self._slates.labels("dropped").inc(dropped)
+        self._waiting.set(waiting)
 
     def using(self, version: str) -> None:
         """Say which version this replica serves now, and count the swap."""
@@ -136,7 +144,6 @@ class TrainerTelemetry(Telemetry):
         self._lag = self._gauge("plurank_log_lag_records", "Records not read yet")
         self._loss = self._gauge("plurank_training_loss_nats", "Loss of the latest steps", "objective")
         self._auc = self._gauge("plurank_progressive_auc_ratio", "AUC of scores given before learning", "objective")
-        self._norm = self._gauge("plurank_gradient_norm", "Norm of the latest gradient")
 
     def learned(
         self,
@@ -147,7 +154,6 @@ class TrainerTelemetry(Telemetry):
         lag: int | None = None,
         loss: Mapping[str, float] | None = None,
         auc: Mapping[str, float] | None = None,
-        gradient_norm: float | None = None,
     ) -> None:
         """Count one step: what is new since the last call, and where the loop stands now."""
         self._events.inc(events)
@@ -155,8 +161,6 @@ class TrainerTelemetry(Telemetry):
         self._skipped.inc(nonfinite)
         if lag is not None:
             self._lag.set(lag)
-        if gradient_norm is not None:
-            self._norm.set(gradient_norm)
         for gauge, values in ((self._loss, loss), (self._auc, auc)):
             for objective, value in (values or {}).items():
                 gauge.labels(objective).set(value)
@@ -177,7 +181,7 @@ class ProfilesTelemetry(Telemetry):
         self._events = self._counter("plurank_folded_events_total", "Events folded into evidence and catalogue")
         self._dead = self._counter("plurank_dead_letters_total", "Records that are no events")
         self._lag = self._gauge("plurank_log_lag_records", "Records not read yet")
-        self._delay = self._histogram("plurank_evidence_delay_seconds", "Log to evidence, oldest of each batch")
+        self._delay = self._histogram("plurank_evidence_delay_seconds", "Log to evidence, the slowest record of each second")
 
     def folded(self, *, events: int, dead: int = 0, lag: int | None = None, delay_s: float | None = None) -> None:
         """Count one batch."""
