@@ -59,7 +59,7 @@ class Announced:
     """A process's metrics on a port of its own, announced in the store as long as it lives."""
 
     def __init__(self, telemetry: Telemetry, settings: Settings) -> None:
-        port = telemetry.serve(Tokens.open(settings.token_dir)["metrics"])
+        port = telemetry.serve(Tokens.open(settings.token_dir)["metrics"], host=settings.telemetry)
         self.telemetry, self._address = telemetry, f"{settings.telemetry}:{port}"
         self._store, self._stop = Store(settings.store), Flag()
         self._thread = threading.Thread(target=self._repeat, name="announce", daemon=True)
@@ -101,7 +101,7 @@ def _profiles(settings: Settings, stop: Flag) -> None:
     announced = Announced(telemetry, settings)
 
     def facts(report: ProfileReport) -> dict[str, Any]:
-        telemetry.folded(events=report.events, dead=report.rejected, lag=report.lag)
+        telemetry.folded(events=report.events, dead=report.rejected, lag=report.lag, delay_s=report.delay)
         return {"lag": report.lag, "rejected": report.rejected}
 
     try:

@@ -34,6 +34,7 @@ class ProfileReport:
         events: records applied, `rejected` those set aside as dead letters.
         lag: records in the log that are not applied yet.
         seconds: since the last report.
+        delay: seconds from the broker's clock to the store for the slowest record, None where there was none.
         trouble: what is being waited for, empty where nothing is.
     """
 
@@ -41,6 +42,7 @@ class ProfileReport:
     rejected: int
     lag: int
     seconds: float
+    delay: float | None = None
     trouble: str = ""
 
 
@@ -93,6 +95,7 @@ class Profiles:
 
     def _loop(self, reader: Reader, letters: DeadLetters, stop: Signal) -> Iterator[ProfileReport]:
         log, done, rejected, since = "", 0, 0, time.monotonic()
+        delays: list[float] = []
         while not stop.is_set():
             if reader.log != log:  # the first time, and when the log was made anew
                 log, at = reader.log, self._begin(reader)
@@ -105,10 +108,13 @@ class Profiles:
                     at = self._begin(reader)
                     break
                 done, rejected = done + len(records) - bad, rejected + bad
+                delays.append(max(0.0, time.time() - records[0].timestamp / 1000))
             if (seconds := time.monotonic() - since) >= self._report_s:
                 reader.commit(at)
-                yield ProfileReport(events=done, rejected=rejected, lag=reader.lag(), seconds=seconds)
+                delay = max(delays, default=None)
+                yield ProfileReport(events=done, rejected=rejected, lag=reader.lag(), seconds=seconds, delay=delay)
                 done, rejected, since = 0, 0, time.monotonic()
+                delays.clear()
         reader.commit(at)
         yield ProfileReport(events=done, rejected=rejected, lag=reader.lag(), seconds=time.monotonic() - since)
 

@@ -118,7 +118,7 @@ def test_stages_feedback_and_swaps_are_counted():
 
 def test_the_trainer_shows_where_it_stands():
     trainer = TrainerTelemetry()
-    trainer.learned(events=10, rows=30, lag=5, loss={"click": 0.3}, auc={"click": 0.7}, gradient_norm=2.0)
+    trainer.learned(events=10, rows=30, lag=5, loss={"click": 0.3}, auc={"click": 0.7})
     trainer.learned(events=5, rows=1, nonfinite=1, auc={"click": 0.71})
     trainer.judged("pass")
     found = values(trainer.text())
