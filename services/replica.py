@@ -172,7 +172,8 @@ class Replica:
     def start(self) -> None:
         """Load what there is, then follow it."""
         self.outbox.start()
-        self._address = f"{self.settings.telemetry}:{self.telemetry.serve(self.tokens['metrics'], host=self.settings.telemetry)}"
+        host = self.settings.telemetry
+        self._address = f"{host}:{self.telemetry.serve(self.tokens['metrics'], host=host)}"
         self.follow_catalogue()
         self.follow_pointer()
         self._thread.start()

@@ -181,7 +181,7 @@ class ProfilesTelemetry(Telemetry):
         self._events = self._counter("plurank_folded_events_total", "Events folded into evidence and catalogue")
         self._dead = self._counter("plurank_dead_letters_total", "Records that are no events")
         self._lag = self._gauge("plurank_log_lag_records", "Records not read yet")
-        self._delay = self._histogram("plurank_evidence_delay_seconds", "Log to evidence, the slowest record of each second")
+        self._delay = self._histogram("plurank_evidence_delay_seconds", "Log to evidence, slowest record a second")
 
     def folded(self, *, events: int, dead: int = 0, lag: int | None = None, delay_s: float | None = None) -> None:
         """Count one batch."""
