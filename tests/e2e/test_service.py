@@ -174,18 +174,24 @@ def _react(client: Client) -> None:
 def test_what_was_served_is_in_the_log(running: Running) -> None:
     with running.client() as client:
         answer = client.call("POST", "/v1/rank", {"user": "logged", "items": IDS, "limit": 5})
-    reader, deadline = Reader(running.address), time.monotonic() + 10
-    found: events.Event | None = None
-    while found is None and time.monotonic() < deadline:
-        for record in reader.poll():
-            event = events.decode(record.value)
-            found = event if event.id == answer["ranking"] else found
-    reader.close()
-    assert isinstance(found, events.Ranking)
+    found = _logged(running.address, {answer["ranking"]})[answer["ranking"]]
     assert (found.version, [shown.id for shown in found.items]) == (
         answer["version"],
         [item["id"] for item in answer["items"]],
     )
+
+
+def _logged(address: Address, wanted: set[str]) -> dict[str, events.Ranking]:
+    """Those of the rankings that the log holds within ten seconds."""
+    found: dict[str, events.Ranking] = {}
+    reader, deadline = Reader(address), time.monotonic() + 10
+    while found.keys() < wanted and time.monotonic() < deadline:
+        for record in reader.poll():
+            event = events.decode(record.value)
+            if isinstance(event, events.Ranking) and event.id in wanted:
+                found[event.id] = event
+    reader.close()
+    return found
 
 
 def test_versions_change_under_load_and_every_answer_is_200(running: Running) -> None:
@@ -239,9 +245,11 @@ def test_nothing_listens_beyond_loopback(running: Running) -> None:
     assert [place for place in found if not (place.startswith("127.") or place in ("::1", "::ffff:127.0.0.1"))] == []
 
 
-def test_the_service_ends_within_its_time_and_leaves_nothing(running: Running) -> None:
+def test_the_service_ends_within_its_time_and_loses_and_leaves_nothing(running: Running) -> None:
     below = descendants(running.process.pid)
     assert len(below) > 5
+    with running.client() as client:
+        served = {client.call("POST", "/v1/rank", {"user": "late", "items": IDS})["ranking"] for _ in range(20)}
     running.process.send_signal(signal.SIGTERM)
     begun = time.monotonic()
     running.process.wait(STOP_S)
@@ -250,6 +258,7 @@ def test_the_service_ends_within_its_time_and_leaves_nothing(running: Running) -
         time.sleep(0.1)
         left = [pid for pid in left if Path(f"/proc/{pid}").exists() and _state(pid) not in "ZX"]
     assert left == []
+    assert _logged(running.address, served).keys() == served
 
 
 def _state(pid: int) -> str:
