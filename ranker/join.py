@@ -362,13 +362,14 @@ class Joiner:
             raise ConfigError("objectives", names, f"the state was written for {state.objectives}; start a new one")
         self.catalogue = Catalogue(self.config)
         self.catalogue.restore(state.items, state.categories)
-        self.evidence = OrderedDict((user, state.pool[place]) for user, place in state.users)
+        # the one object of all who have none: else equal states would differ in their bytes
+        pool = [EMPTY if evidence == EMPTY else evidence for evidence in state.pool]
+        self.evidence = OrderedDict((user, pool[place]) for user, place in state.users)
         self.groups = state.groups
         self._forgotten = OrderedDict(state.forgotten)
         shared = {item.id: item.id for item in state.items}
         self._slates = OrderedDict(
-            (packed.ranking, Slate.unpack(packed, state.pool[packed.evidence], len(names), shared))
-            for packed in state.slates
+            (packed.ranking, Slate.unpack(packed, pool[packed.evidence], len(names), shared)) for packed in state.slates
         )
         self._held = OrderedDict(state.held)
         self._clocks, self._due, self._number = state.clocks, state.due, state.number
