@@ -24,6 +24,9 @@ from ranker.metrics import Interval
 #: colours that stay apart for colour-blind readers (Okabe and Ito)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
 
+#: more metrics than this do not fit a terminal's width
+ACROSS = 4
+
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
@@ -136,10 +139,19 @@ def to_json(result: Result) -> str:
 
 
 def table(result: Result) -> Table:
-    """Arms down, metrics across, each as mean and half-width of its interval."""
+    """Arms down, metrics across (one below the other where they are many), as mean and half-width of the interval."""
     arms, metrics = _order(result)
     found = {(row.arm, row.metric): row for row in result.rows}
     shown = Table(title=f"{result.name} on {result.data}, seeds {', '.join(map(str, result.seeds))}")
+    if len(metrics) > ACROSS:
+        for name in ("metric", "arm", "mean"):
+            shown.add_column(name, justify="right" if name == "mean" else "left")
+        for metric in metrics:
+            for arm in arms:
+                if (arm, metric) in found:
+                    shown.add_row(metric, arm, _cell(found[arm, metric]))
+            shown.add_section()
+        return shown
     shown.add_column("arm")
     for metric in metrics:
         shown.add_column(metric, justify="right")

@@ -79,3 +79,10 @@ def test_a_row_is_found_by_arm_and_metric() -> None:
     assert RESULT.row("frozen", "auc:click").mean == 0.6
     with pytest.raises(RequestError, match="measures"):
         RESULT.row("frozen", "nothing")
+
+
+def test_many_metrics_stand_below_each_other():
+    rows = tuple(report.over_seeds("arm", f"metric{n}", [0.1 * n]) for n in range(9))
+    shown = report.table(Result(name="x", data="d", seeds=(0,), rows=rows, criterion="c", holds=True))
+    assert [column.header for column in shown.columns] == ["metric", "arm", "mean"]
+    assert shown.row_count == 9
