@@ -9,6 +9,7 @@ median. The hour of benchmarks/soak.py is not part of it; its last summary, benc
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from benchmarks.report import command_of, machine, markdown, median_rows, stamp
+from benchmarks.report import command_of, machine, markdown, median_rows, stamp, this_command
 
 HERE = Path(__file__).parent
 #: a benchmark that takes longer is ended
@@ -90,8 +91,8 @@ def run(name: str, arguments: Sequence[str], say: Console) -> list[dict[str, Any
             try:
                 code = process.wait(PATIENCE_S)
             finally:
-                if process.poll() is None:  # let it end what it started
-                    process.terminate()
+                if process.poll() is None:  # as by Ctrl-C: it ends what it started
+                    process.send_signal(signal.SIGINT)
         if code or not out.exists():
             raise RuntimeError(f"benchmarks.{name} ended with {code}")
         rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"]
@@ -145,9 +146,9 @@ def main() -> int:
             parts.append(section(name, benchmark, rows, command=command, runs=runs))
     minutes = (time.monotonic() - begun) / 60
     head = (
-        "# Speed\n\nWritten by `make bench`"
-        + (" (" + command_of("benchmarks", sys.argv[1:]) + ")" if sys.argv[1:] else "")
-        + f" in {minutes:.0f} minutes. {stamp(facts)}\n\nThe clock of a machine that others use too says little: where "
+        f"# Speed\n\nWritten by `make bench` (`{this_command('benchmarks')}`) in {minutes:.0f} minutes. "
+        f"{stamp(facts)}\n\n"
+        "The clock of a machine that others use too says little: where "
         "a figure has processor time beside it, that is the one that repeats.\n"
     )
     given.out.write_text("\n".join(part for part in (head, *parts, soak(HERE / "soak.json")) if part))

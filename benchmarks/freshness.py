@@ -264,17 +264,16 @@ def bench(config: Config, *, warmup: float, seconds: float) -> list[dict[str, An
         "publish_s": config.learning.publish,
         "visits": count,
         "warmup_s": round(delays.warmup_s, 1),
-        "verdicts": judged,
-        "refused": reasons,
         "scale": config.scale,
     }
+    told: dict[str, Any] = {"verdicts": judged} | ({"refused": reasons} if reasons else {})
     rows = []
     for arm, measured in (("evidence", delays.evidence_s), ("weights", delays.weights_s), ("swap", delays.swap_s)):
         figures: dict[str, float] = {"n": len(measured), "unsettled": len(delays.waiting) if arm == "weights" else 0}
         if measured:
             p50, p99 = statistics.median(measured), float(np.percentile(measured, 99))
             figures |= {"p50_ms": round(1000 * p50, 1), "p99_ms": round(1000 * p99, 1)}
-        rows.append({"arm": arm, **figures, **facts})
+        rows.append({"arm": arm, **figures, **facts, **(told if arm == "weights" else {})})
     return rows
 
 

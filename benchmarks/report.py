@@ -125,6 +125,10 @@ def stamp(found: Mapping[str, Any]) -> str:
     )
 
 
-def this_command(module: str) -> str:
-    """The command of this process."""
-    return command_of(module, sys.argv[1:])
+def this_command(module: str, words: Sequence[str] | None = None) -> str:
+    """The command of this process, without where it wrote to."""
+    given = list(sys.argv[1:] if words is None else words)
+    if "--out" in given:
+        place = given.index("--out")
+        given = given[:place] + given[place + 2 :]
+    return command_of(module, given)

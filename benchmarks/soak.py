@@ -40,7 +40,7 @@ from services.embedded import free_port
 from services.supervisor import Supervisor, descendants, sweep
 from services.tokens import Tokens
 
-READY_S, STOP_S = 600.0, 20.0
+READY_S, STOP_S = 600.0, 30.0
 PROBE_S = 1.0
 #: ids of MovieLens's films; elsewhere they are items never seen, which can be ranked as well
 FILMS, PROBES = 1682, 50

@@ -3,7 +3,7 @@ import importlib
 
 import pytest
 
-from benchmarks.report import machine, markdown, median_rows, stamp
+from benchmarks.report import machine, markdown, median_rows, stamp, this_command
 
 
 @pytest.mark.parametrize("name", ["report", "streaming", "freshness", "soak", "__main__"])
@@ -41,3 +41,8 @@ def test_the_stamp_names_commit_and_machine() -> None:
     words = stamp(found)
     assert found["commit"] in words
     assert f"{found['cores']} cores" in words
+
+
+def test_a_command_is_told_without_where_it_wrote_to() -> None:
+    words = ["--seconds", "60", "--out", "somewhere", "--", "--port", "8099"]
+    assert this_command("benchmarks.soak", words) == "python -m benchmarks.soak --seconds 60 -- --port 8099"
