@@ -11,7 +11,7 @@
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11 python3.14; do \
 	"$$name" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$name"; break; }; done)
 READY := .venv/ready-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
-PIP := install --quiet --no-input --disable-pip-version-check
+PIP := install -qq --no-input --disable-pip-version-check
 ARGS ?=
 
 up: $(READY)

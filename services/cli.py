@@ -245,7 +245,8 @@ def _ask(args: argparse.Namespace, console: Console) -> Any:
         body["items"] = [item for item in args.items.split(",") if item]
     if args.limit is not None:
         body["limit"] = args.limit
-    found = _client(args, "rank").call("POST", f"/v1/{args.command}", body)
+    with _client(args, "rank") as client:
+        found = client.call("POST", f"/v1/{args.command}", body)
     names = list(found["items"][0]["probabilities"]) if found["items"] else []
     table = Table("place", "item", "score", *names, title=f"{args.user}, by {found['version']}", title_justify="left")
     for item in found["items"]:

@@ -42,6 +42,12 @@ class Client:
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
 
+    def __enter__(self) -> "Client":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def send(self, method: str, path: str, body: Any = None) -> Answer:
         """The answer as it is, whatever its status.
 

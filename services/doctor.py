@@ -212,7 +212,8 @@ def _port(found: Settings, asleep: bool) -> Iterator[Finding]:
 
     url = f"http://{found.host}:{found.port}"
     try:
-        answer = Client(url, timeout=3.0).send("GET", "/readyz")
+        with Client(url, timeout=3.0) as client:
+            answer = client.send("GET", "/readyz")
     except PlurankError:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

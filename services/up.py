@@ -154,10 +154,10 @@ def _start(plan: Plan, running: _Running, begun: float) -> None:
 
     url = f"http://{settings.host}:{settings.port}"
     user, items = example(history())
-    client = Client(url, tokens["rank"])
-    _ready(client, running)
-    running.timings["ready"] = time.monotonic() - begun
-    answer = client.call("POST", "/v1/rank", {"user": user, "items": items})
+    with Client(url, tokens["rank"]) as client:
+        _ready(client, running)
+        running.timings["ready"] = time.monotonic() - begun
+        answer = client.call("POST", "/v1/rank", {"user": user, "items": items})
     running.timings["first_answer"] = time.monotonic() - begun
     first = ", ".join(item["id"] for item in answer["items"])
     running.say(
@@ -339,7 +339,7 @@ def _stop(running: _Running) -> float:
     begun = time.monotonic()
 
     def left() -> float:
-        return max(0.3, STOP_S - (time.monotonic() - begun))
+        return max(2.0, STOP_S - (time.monotonic() - begun))
 
     supervisor, state = running.supervisor, running.settings.state_dir
     running.say("stopping: no new visits")
@@ -347,8 +347,8 @@ def _stop(running: _Running) -> float:
     serving = threading.Thread(target=lambda: killed.extend(supervisor.stop(["service"], within=left() - 0.5)))
     serving.start()
     _drain(supervisor, state, begun + DRAIN_S)
-    killed += supervisor.stop(LOOPS, within=min(3.0, left()))
-    serving.join(max(0.3, left() - 1.5))
+    killed += supervisor.stop(LOOPS, within=left() - 1.5)
+    serving.join(left() - 1.0)
     if running.broker is not None and (kept := running.broker.stop()):
         running.say(f"{kept:,} events are kept for the next start")
     serving.join()
