@@ -130,9 +130,9 @@ class Counter:
         return np.asarray((sums_2T[0] * fade + PRIOR * overall_T) / (sums_2T[1] * fade + PRIOR))
 
     def learn(self, examples: list[Example], catalogue: Catalogue) -> None:
-        """Count closed slates only, so that an impression counts once."""
+        """Count labels as they become known; closing slates repeat them."""
         for example in examples:
-            if not example.closing:
+            if example.closing or example.opening:
                 continue
             for item, labels_T, mask_T in zip(example.items, example.labels_NT > 0, example.mask_NT, strict=True):
                 add_2T = np.stack([labels_T * mask_T, mask_T]).astype(np.float64)

@@ -1,5 +1,6 @@
 """What an evaluation found: rows of arm, metric and part, each with its interval."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -78,7 +79,9 @@ class Report:
 
 
 def _cell(row: Row | None) -> str:
-    return "" if row is None or row.mean != row.mean else f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})"
+    if row is None or math.isnan(row.mean):
+        return ""
+    return f"{row.mean:.3f}" + ("" if math.isnan(row.low) else f" ({row.low:.3f} to {row.high:.3f})")
 
 
 def _framed(header: list[str], lines: list[list[str]]) -> Iterable[list[str]]:

@@ -43,10 +43,10 @@ def did(ranking: str, user: str, item: str, time: int, *, kind: str, value: floa
     return events.Interaction(id=name, timestamp=time, user=user, item=item, type=kind, ranking=ranking, value=value)
 
 
-def closed(item: str, time: int, label: float) -> Example:
+def labelled(item: str, time: int, label: float) -> Example:
     one = np.full((1, 2), label, np.float32)
     return Example(
-        ranking=f"{item}{time}", user="u", time=time, evidence=EMPTY, request={}, items=(item,), closing=True,
+        ranking=f"{item}{time}", user="u", time=time, evidence=EMPTY, request={}, items=(item,),
         positions=np.zeros(1, np.int32), labels_NT=one, mask_NT=np.ones_like(one),
     )  # fmt: skip
 
@@ -86,9 +86,11 @@ def test_a_version_is_scored_without_learning() -> None:
 
 def test_the_counter_starts_at_the_overall_rate_and_fades_back_to_it() -> None:
     counter, catalogue = progressive.Counter(CONFIG), Catalogue(CONFIG)
-    counter.learn([closed("good", n, 1.0) for n in range(20)] + [closed("bad", n, 0.0) for n in range(20)], catalogue)
+    counter.learn(
+        [labelled("good", n, 1.0) for n in range(20)] + [labelled("bad", n, 0.0) for n in range(20)], catalogue
+    )
     now, later = (
-        counter.predict([closed(item, time, 0.0) for item in ("good", "bad", "new")], catalogue)
+        counter.predict([labelled(item, time, 0.0) for item in ("good", "bad", "new")], catalogue)
         for time in (20, 20 + 40 * int(progressive.HALF_LIFE_MS))
     )
     assert now[0][0, 0] > now[2][0, 0] > now[1][0, 0]
@@ -100,6 +102,6 @@ def test_old_slates_are_dropped_when_there_are_too_many(monkeypatch: pytest.Monk
     kept = progressive._Kept()
     monkeypatch.setattr(progressive, "MOST", 3)
     for number in range(5):
-        kept.add(0, True, closed(f"i{number}", 0, 1.0), {"a": np.zeros((1, 2))})
+        kept.add(0, True, labelled(f"i{number}", 0, 1.0), {"a": np.zeros((1, 2))})
     assert (kept.rows, kept.dropped) == (3, 2)
     assert len(kept.chances["a"]) == len(kept.labels) == 3
