@@ -29,7 +29,7 @@ from experiments.report import Result, Row
 from ranker import config as configuration
 from ranker.config import Config
 from ranker.datasets import infer, read
-from ranker.errors import DataError
+from ranker.errors import DataError, RequestError
 from ranker.events import Event, Field, Ranking
 from ranker.join import Example, Joiner
 from ranker.learner import Learner
@@ -38,7 +38,7 @@ from ranker.metrics import auc, resamples
 Floats = NDArray[np.float32]
 SUMMARY = "served copies refreshed every N seconds of event time, against frozen ones and a decayed counter"
 #: seconds of event time between refreshes; the first is also the learner's own step
-INTERVALS = (10, 60, 600, 3600)
+INTERVALS = (60, 600, 3600, 6 * 3600)
 #: thresholds and waits of the usual news signals, where no configuration is given
 SIGNALS = {"click": (None, 60.0), "dwell": (30.0, 300.0), "scroll": (80.0, 60.0)}
 #: the counter's half-life (s), its prior in impressions, and the rate it starts from
@@ -310,13 +310,20 @@ def run(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("online", SUMMARY)
+    parser.add_argument(
+        "--intervals", nargs="+", type=int, default=INTERVALS, metavar="N", help="seconds between refreshes, rising"
+    )
     parser.add_argument("--slate-size", action="store_true", help="the request says how many items it asks to rank")
     options = parser.parse_args(arguments)
     if not options.events:
         raise DataError("--events", None, "name an event log with rankings")
     config = settings(options.events, options.config, sized=options.slate_size)
     seeds = report.seeds_of(options)
-    report.publish(run(options.events, config=config, seeds=seeds, sized=options.slate_size), options)
+    intervals = sorted(set(options.intervals))
+    if intervals[0] < 1:
+        raise RequestError("--intervals", intervals[0], "name whole seconds above 0")
+    result = run(options.events, config=config, seeds=seeds, intervals=intervals, sized=options.slate_size)
+    report.publish(result, options)
     return 0
 
 

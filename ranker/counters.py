@@ -73,8 +73,9 @@ class Counters(nn.Module):
 
     def read(self, found_RF: Tensor, now_R: Tensor) -> Tensor:
         """The inputs, from counts that were found."""
-        shown, worked = (found_RF * self._fade(now_R, -1)).chunk(2, 1)
-        all_shown, all_worked = self.totals_F.chunk(2)
+        fade_RF = self._fade(now_R, -1)
+        shown, worked = (found_RF * fade_RF).chunk(2, 1)
+        all_shown, all_worked = (self.totals_F * fade_RF).chunk(2, 1)
         base = (all_worked + BASE) / (all_shown + 1)
         lift = torch.log((worked / base + PRIOR) / (shown + PRIOR))
         return torch.cat([lift, torch.log1p(shown) / 4], 1)
@@ -82,13 +83,14 @@ class Counters(nn.Module):
     def read_at(self, found_NF: NDArray[np.float32], now: int) -> NDArray[np.float32]:
         """What `read` gives for one time, without torch's cost per call: serving has 12 numbers an item to read."""
         lives_L, landmark_L = self.half_lives_L.numpy(), self.landmark_L.numpy()
-        fade_L = np.exp2(np.clip((landmark_L - now) / lives_L, -2 * SPAN, 2 * SPAN)).astype(np.float32)
+        fade_L = np.exp2(np.clip((landmark_L - now) / lives_L, -2 * SPAN, 0)).astype(np.float32)
         fade_F = np.repeat(fade_L, self.objectives)[:, None]
         all_shown, all_worked = np.split(self.totals_F.numpy()[:, None], 2)
         width = len(fade_F)
         inputs_FN = np.empty(found_NF.shape[::-1], np.float32)  # items last, so that every pass runs along memory
         shown = found_NF.T[:width] * fade_F
-        worked = found_NF.T[width:] * (fade_F * (all_shown + 1) / (all_worked + BASE)) + PRIOR
+        lift_F = fade_F * (all_shown * fade_F + 1) / (all_worked * fade_F + BASE)
+        worked = found_NF.T[width:] * lift_F + PRIOR
         np.log(worked / (shown + PRIOR), out=inputs_FN[:width])
         np.log(shown + 1, out=inputs_FN[width:])  # log1p is slower by far, and the difference is below 1e-7
         inputs_FN[width:] /= 4
@@ -111,9 +113,12 @@ class Counters(nn.Module):
         self.totals_F += added_RF.sum(0)
 
     def _fade(self, now_R: Tensor, sign: int) -> Tensor:
-        """2^(sign (now - landmark) / half-life), once for each input: (R, F)."""
+        """2^(sign (now - landmark) / half-life), once for each input: (R, F).
+
+        Counts (sign -1) are read no earlier than at the landmark, for what is stored may not be blown up.
+        """
         spans_RL = (now_R[:, None] - self.landmark_L).double() / self.half_lives_L
-        fade_RL = torch.exp2(sign * spans_RL.clamp(-2 * SPAN, 2 * SPAN)).float()
+        fade_RL = torch.exp2(sign * spans_RL.clamp(0 if sign < 0 else -2 * SPAN, 2 * SPAN)).float()
         return fade_RL.repeat_interleave(self.objectives, 1).repeat(1, 2)
 
     def _move(self, latest: int) -> None:

@@ -3,7 +3,7 @@
 Dense weights move by AdamW (loshchilov2019decoupled), table rows by row-wise Adagrad (duchi2011adaptive) and only where
 a batch touches them. Beside the objectives the base utility r learns to retrieve: a sampled softmax over the items of
 the batch, corrected for how often an item is drawn (yi2019sampling), and agreement with the served utility. A step
-whose loss or gradient is not finite changes nothing but the random state.
+whose loss or gradient is not finite moves no weight and counts nothing.
 
 Axes: R rows, T objectives, I items of a batch, P positives, C items that compete, V table rows, F count inputs.
 """
@@ -182,7 +182,8 @@ class Learner:
         batch = collate([*taught, *self._drawn(taught, catalogue)], catalogue, self.encoder)
         rows = self.model.gather(batch)
         self.model.train()
-        typical_T = self.model.get_buffer("typical_T").clone()
+        # the forward pass keeps running means in these; the counts are large and move only below
+        before = {n: b.clone() for n, b in self.model.named_buffers() if not n.startswith("counters.")}
         out: Output = self.model(batch, rows, self._counts(taught, batch))
         self._settle(batch)
         usual = self._usual(batch)
@@ -201,7 +202,8 @@ class Learner:
             self._descend(batch, rows, usual)
             self._count(out, batch, count)
         else:
-            self.model.get_buffer("typical_T").copy_(typical_T)
+            for name, tensor in before.items():
+                self.model.get_buffer(name).copy_(tensor)
         return StepReport(
             examples=len(taught),
             rows=count,
