@@ -74,7 +74,7 @@ class Learning(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     rate: Positive = 2e-3
     row_rate: Positive = 0.1
-    publish: Positive = 10.0
+    publish: Positive = 5.0
     """seconds between candidate versions"""
     minimum_group: Annotated[int, Meta(ge=1)] = 20
     """a group with fewer distinct users than this is withheld everywhere"""
