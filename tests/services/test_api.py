@@ -112,9 +112,12 @@ def test_explain_says_more(service: Service) -> None:
 
 def test_a_replica_takes_up_new_items(service: Service) -> None:
     service.store.items.append(msgspec.structs.replace(ITEMS[0], id="fresh"))
-    service.settle(lambda: "fresh" in service.replica.catalogue.rows)
-    body = service.call("POST", "/v1/recommend", {"user": "ann", "limit": 50}).json()
-    assert "fresh" in {item["id"] for item in body["items"]}
+
+    def recommended() -> set[str]:
+        body = service.call("POST", "/v1/recommend", {"user": "ann", "limit": 50}).json()
+        return {item["id"] for item in body["items"]}
+
+    service.settle(lambda: "fresh" in recommended())
 
 
 # -- bad requests ----------------------------------------------------------------------------------------------
