@@ -21,6 +21,8 @@ from typing import Any
 import msgspec
 from rich.console import Console
 
+from ranker import config as configuration
+from ranker.config import Config
 from ranker.datasets import movielens
 from ranker.errors import ConfigError, PlurankError, RegistryError
 from ranker.events import Event
@@ -94,6 +96,7 @@ def up(plan: Plan, console: Console) -> dict[str, Any]:
             config = msgspec.structs.replace(config, scale=plan.scale)
         state = str(plan.state.absolute())
         settings = Settings(config=config, state=state, port=plan.port, replicas=plan.replicas)
+        fits(config, Registry(settings.registry_dir))
         running = _Running(Supervisor(plan.state / "log"), settings, console)
         facts: dict[str, Any] = {}
         try:
@@ -171,6 +174,29 @@ def _start(plan: Plan, running: _Running, begun: float) -> None:
         running.say(f"audience  {about}\n")
     else:
         running.say("audience  none: there is no truth to simulate one from; `plurank replay` sends events\n")
+
+
+def fits(config: Config, registry: Registry) -> None:
+    """See to it that the state goes on with the same kind of model; weights and rates may change between starts.
+
+    Raises:
+        ConfigError: the version served has other fields, objectives or another size.
+    """
+    pointer = registry.current()
+    if pointer is None:
+        return
+    served = configuration.parse(registry.manifest(pointer.version).config, source=pointer.version)
+    for name, one, other in (
+        ("scale", served.scale, config.scale),
+        ("fields", served.fields, config.fields),
+        ("interests", served.interests, config.interests),
+        ("objectives", [o.name for o in served.objectives], [o.name for o in config.objectives]),
+    ):
+        if one != other:
+            remedy = (
+                f"{registry.root.parent} holds a model with {one!r}; name another folder with --state, or remove it"
+            )
+            raise ConfigError(name, other, remedy)
 
 
 def curl(url: str, token: str, user: str, items: Sequence[str]) -> str:

@@ -6,14 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
+from ranker.config import Calibration
 from ranker.errors import ConfigError
+from ranker.registry import Registry
 from ranker.simulation import Population, Tastes
 from services import settings as settings_file
 from services import up
-from services.offline import configuration_of
+from services.offline import configuration_of, first_version
 from services.settings import Settings
 
 
@@ -62,3 +65,17 @@ with alone(Path({str(tmp_path)!r})):
     with up.alone(tmp_path):
         assert (tmp_path / up.PID).read_text() == str(os.getpid())
     assert not (tmp_path / up.PID).exists()
+
+
+def test_a_state_of_another_model_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    console, registry = quiet(), Registry(tmp_path / "registry")
+    synthetic = configuration_of(["synthetic"], None, console)
+    up.fits(synthetic, registry)
+    people = Population(Tastes(users=5, items=8, seed=0))
+    first_version(synthetic, lambda: people.events(ratings=2), registry, console, epochs=1, data="synthetic")
+    up.fits(synthetic, registry)
+    up.fits(msgspec.structs.replace(synthetic, calibration=Calibration(strength=0.9)), registry)
+    with pytest.raises(ConfigError, match=r"scale: 'small'.*holds a model with 'tiny'; name another folder"):
+        up.fits(msgspec.structs.replace(synthetic, scale="small"), registry)
+    with pytest.raises(ConfigError, match="another folder with --state"):
+        up.fits(configuration_of(["ml-100k"], None, console), registry)
