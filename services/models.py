@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from ranker.errors import NotFound, RequestError
 from ranker.gate import Verdict
@@ -52,7 +52,8 @@ def _verdict(registry: Registry, version: str) -> Verdict:
 
 def _list(registry: Registry, console: Console) -> Any:
     pointer = registry.current()
-    table = Table("version", "made", "from", "state", "measures")
+    version_column = Column("version", min_width=18, no_wrap=True)  # it is copied from here
+    table = Table(version_column, "made", "from", "state", "AUC, scored before learning")
     rows = []
     for version in registry.versions():
         manifest = registry.manifest(version)
@@ -85,8 +86,9 @@ def _show(registry: Registry, version: str, console: Console) -> Any:
 
 
 def _when(milliseconds: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(milliseconds / 1000))
+    return time.strftime("%m-%d %H:%M:%S", time.localtime(milliseconds / 1000))
 
 
 def _brief(metrics: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in metrics.items() if isinstance(value, float))[:60]
+    found = metrics.get("learner")
+    return ", ".join(f"{name} {value:.3f}" for name, value in found.items()) if isinstance(found, dict) else ""
