@@ -53,7 +53,7 @@ def _verdict(registry: Registry, version: str) -> Verdict:
 def _list(registry: Registry, console: Console) -> Any:
     pointer = registry.current()
     version_column = Column("version", min_width=18, no_wrap=True)  # it is copied from here
-    table = Table(version_column, "made", "from", "state", "AUC, scored before learning")
+    table = Table(version_column, "made", "from", "state", "AUC")
     rows = []
     for version in registry.versions():
         manifest = registry.manifest(version)
@@ -63,9 +63,8 @@ def _list(registry: Registry, console: Console) -> Any:
             state += ["pinned"] * (version in pointer.pinned) + ["held"] * (pointer.held and version == pointer.version)
         rows.append({"version": version, "created": manifest.created, "parent": manifest.parent, "state": state})
         rows[-1]["metrics"] = manifest.metrics
-        table.add_row(
-            version, _when(manifest.created), manifest.parent or "", " ".join(state), _brief(manifest.metrics)
-        )
+        parent = (manifest.parent or "").partition("-")[0]
+        table.add_row(version, _when(manifest.created), parent, " ".join(state), _brief(manifest.metrics))
     console.print(table)
     return {"versions": rows, "pointer": msgspec.to_builtins(pointer)}
 
