@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from multiprocessing import get_context
 from pathlib import Path
@@ -270,24 +271,14 @@ def run(
     if rankings < 3:
         raise DataError(report.data_name(paths), f"{rankings} rankings", "name a log of slates and their feedback")
     config = config or settings(paths, sized=sized)
-    with (
-        Progress(console=Console(stderr=True), transient=True) as progress,
-        ProcessPoolExecutor(min(len(seeds), os.cpu_count() or 1), get_context("spawn")) as pool,
-    ):
-        jobs = [
-            pool.submit(
-                one,
-                config,
-                paths,
-                rankings=rankings,
-                seed=seed,
-                intervals=intervals,
-                gains=seed == seeds[0],
-                sized=sized,
-            )
-            for seed in seeds
-        ]
-        done = [job.result() for job in progress.track(jobs, description="seeds")]
+    single = partial(one, config, paths, rankings=rankings, intervals=intervals, sized=sized)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        if len(seeds) == 1:
+            done = [single(seed=seeds[0], gains=True)]
+        else:
+            with ProcessPoolExecutor(min(len(seeds), os.cpu_count() or 1), get_context("spawn")) as pool:
+                jobs = [pool.submit(single, seed=seed, gains=seed == seeds[0]) for seed in seeds]
+                done = [job.result() for job in progress.track(jobs, description="seeds")]
     arms = ["frozen", "counter", *(f"sync-{n}" for n in sorted(intervals, reverse=True))]
     metrics = [f"auc:{o.name}" for o in config.objectives if o.kind == "binary"]
     rows = [

@@ -1,10 +1,10 @@
-"""How often each item was shown and how often that worked, decaying with event time (COEC, Zhang and Jones 2007).
+"""How often each item was shown and how often that worked, decaying with event time (zhang2007coec).
 
 Gradients move an item by a step per impression; a count moves it at once. Clicks are set against expected clicks:
 an impression counts for as much as its position is worth, so position bias does not enter. The counts are buffers of
 the model, so a version ships them and serving reads what training read.
 
-Counting is by forward decay (Cormode et al. 2009): what happens at time t is stored scaled by 2^((t - landmark) /
+Counting is by forward decay (cormode2009forward): what happens at time t is stored scaled by 2^((t - landmark) /
 half-life), so that nothing has to be touched as time passes, and events out of order count as they should. Each
 item has two hashed rows and the smaller count is believed, as in a count-min sketch.
 

@@ -8,6 +8,7 @@ whose loss or gradient is not finite moves no weight and counts nothing.
 Axes: R rows, T objectives, I items of a batch, P positives, C items that compete, V table rows, F count inputs.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ RETRIEVAL, AGREEMENT = 0.1, 0.02
 FIRST = 5.0
 #: labelled rows of a batch for which the configured rate is meant
 ROWS = 1024
+#: steps over which a new learner goes from the whole rate to its batch's
+NEW = 300.0
 #: catalogue items drawn as negatives of a positive that no ranking surrounds
 DRAWN = 4
 #: positives of a batch that enter the sampled softmax
@@ -197,7 +200,7 @@ class Learner:
         finite = bool(np.isfinite(norm)) and bool(torch.isfinite(loss))
         if finite:
             torch._foreach_mul_(grads, min(1.0, LARGEST / (norm + 1e-12)))
-            self._adam.param_groups[0]["lr"] = self.config.learning.rate * min(1.0, (usual / ROWS) ** 0.5)
+            self._adam.param_groups[0]["lr"] = self._rate(usual)
             self._adam.step()
             self._descend(batch, rows, usual)
             self._count(out, batch, count)
@@ -313,7 +316,7 @@ class Learner:
     def _counts(self, taught: Sequence[Example], batch: Batch) -> Tensor:
         """What the counters said when each row was shown, or say now where that was not noted."""
         keys_R2 = keys_of(batch)[batch.row_item_R]
-        counts_RF = self.model.counters(keys_R2, batch.times_U[batch.row_slate_R])
+        counts_RF: Tensor = self.model.counters(keys_R2, batch.times_U[batch.row_slate_R])
         found, start = counts_RF.numpy(), 0
         for example in taught:
             end = start + len(example.items)
@@ -364,6 +367,11 @@ class Learner:
                 replace(example, items=items, positions=unknown, labels_NT=0 * mask_NT, mask_NT=mask_NT, inline={})
             )
         return found
+
+    def _rate(self, usual: float) -> float:
+        """The dense rate: with the square root of the batch (malladi2022sdes), but whole while everything is new."""
+        share, new = min(1.0, usual / ROWS) ** 0.5, math.exp(-float(self._kept["steps"]) / NEW)
+        return self.config.learning.rate * (share + (1 - share) * new)
 
     def _usual(self, batch: Batch) -> float:
         """The usual number of labelled rows in a batch, a slow mean."""

@@ -132,6 +132,9 @@ class Model(nn.Module):
         self.counters = Counters(sizes.V // 2, objectives)
         self.first = dense(sizes.S, sum(parts(sizes.K, sizes.D, objectives)), math.sqrt(2))
         self.direct_TF = nn.Parameter(torch.zeros(objectives, row_inputs(objectives)))
+        # before anything is learned, an objective's log lifts, averaged, add to its logit: a decayed counter
+        lifts_TLT = torch.eye(objectives)[:, None].repeat(1, COUNTS // 2, 1) * (2 / COUNTS)
+        self.direct_TF.data[:, AGES + 1 : AGES + 1 + COUNTS * objectives // 2] = lifts_TLT.flatten(1)
         self.first_bias = nn.Parameter(torch.zeros(sizes.S))
         self.experts = MMoE(sizes.S, sizes.E, sizes.H, objectives, generator)
         self.tower = BiasTower([objective.biased for objective in config.objectives])
