@@ -14,7 +14,9 @@ from ranker.config import parse
 from ranker.errors import DataError
 from ranker.events import Event, Interaction, Ranking, Shown
 
-CONFIG = parse({"objectives": [{"name": "click", "event": "click", "wait": 30}], "scale": "tiny", "learning": {"rate": 0.02}})
+CONFIG = parse(
+    {"objectives": [{"name": "click", "event": "click", "wait": 30}], "scale": "tiny", "learning": {"rate": 0.02}}
+)
 SLATES = 150
 
 
