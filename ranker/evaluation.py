@@ -37,7 +37,7 @@ def evaluate(
     *,
     seed: int = 0,
     protocol: Protocol = "auto",
-    passes: int = 2,
+    passes: int = 4,
     reject: datasets.Reject | None = None,
     progress: Callable[[str], object] | None = None,
 ) -> Report:
@@ -62,7 +62,7 @@ def evaluate_log(
     data: str,
     seed: int = 0,
     protocol: Protocol = "auto",
-    passes: int = 2,
+    passes: int = 4,
     progress: Callable[[str], object] | None = None,
 ) -> Report:
     """Evaluate on any log; without `weights` a model is learned from the log itself.

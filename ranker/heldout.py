@@ -295,7 +295,7 @@ def evaluate(
     *,
     split: Split = "time",
     share: float = 0.2,
-    passes: int = 2,
+    passes: int = 4,
     rows: int = 512,
     seed: int = 0,
     progress: Callable[[str], object] | None = None,
