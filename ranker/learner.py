@@ -371,7 +371,7 @@ class Learner:
     def _rate(self, usual: float) -> float:
         """The dense rate: with the square root of the batch (malladi2022sdes), but whole while everything is new."""
         share, new = min(1.0, usual / ROWS) ** 0.5, math.exp(-float(self._kept["steps"]) / NEW)
-        return self.config.learning.rate * (share + (1 - share) * new)
+        return float(self.config.learning.rate * (share + (1 - share) * new))
 
     def _usual(self, batch: Batch) -> float:
         """The usual number of labelled rows in a batch, a slow mean."""
