@@ -175,9 +175,9 @@ class Model(nn.Module):
         base_IK1 = functional.linear(item_ID, self.phi, self.phi_bias)
         phi_IK, intercept_I = base_IK1[:, :-1], base_IK1[:, -1]
         kind_CH = functional.linear(kind_CD, self.act_kind, self.act_bias)
-        hidden_AH = (item_ID @ self.act_item.T).index_select(0, batch.act_item_A)
-        hidden_AH = torch.addmm(hidden_AH, batch.act_inputs, self.act_inputs.T)
-        hidden_AH = hidden_AH.add_(kind_CH.index_select(0, batch.act_kind_A)).relu_()
+        # a product, not a sum: what an act says of a taste is its item, turned by how much she cared for it
+        gate_AH = torch.addmm(kind_CH.index_select(0, batch.act_kind_A), batch.act_inputs, self.act_inputs.T)
+        hidden_AH = (item_ID @ self.act_item.T).index_select(0, batch.act_item_A) * gate_AH
         mean_UK, precision_UK = self.history(hidden_AH, batch.act_slate_A, batch.slates)
 
         to_phi, to_z, to_zphi, to_r, to_item, to_user, to_request, to_row = self.first.split_with_sizes(
@@ -400,9 +400,8 @@ class Inference:
         if not acts.items:
             return [], {"history": 0}
         hidden_AH = self._acted_on(acts.items)
-        hidden_AH += self._kinds_of(acts.kinds)
-        hidden_AH += act_inputs(acts, now) @ self._act_inputs
-        raw_AK, mean_AK = np.split(np.maximum(hidden_AH, 0) @ self._out + self._out_bias, 2, axis=1)
+        hidden_AH *= self._kinds_of(acts.kinds) + act_inputs(acts, now) @ self._act_inputs
+        raw_AK, mean_AK = np.split(hidden_AH @ self._out + self._out_bias, 2, axis=1)
         precision_AK = np.maximum(raw_AK, 0) + np.log(1 + np.exp(-np.abs(raw_AK)))  # softplus
         return [Factor(precision_AK.sum(0), (precision_AK * mean_AK).sum(0))], {"history": len(acts.items)}
 
