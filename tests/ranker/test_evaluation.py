@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from msgspec import structs
 
 from ranker import config, datasets, evaluation, events
 from ranker.config import parse
@@ -61,8 +60,7 @@ def test_on_movielens_the_full_model_beats_popularity_over_warm_users() -> None:
     except DataError as error:
         pytest.skip(f"MovieLens-100K cannot be had here: {error}")
     shipped = config.load(Path(__file__).parents[2] / "deploy" / "movielens.toml")
-    small = structs.replace(shipped, scale="tiny")
-    found = evaluation.evaluate_log(lambda: movielens.events(np.arange(50_000)), small, data="ml-100k", passes=1)
+    found = evaluation.evaluate_log(lambda: movielens.events(np.arange(50_000)), shipped, data="ml-100k", passes=2)
     lead = found.find("full - popularity", "ndcg@10", "warm")
     assert lead is not None
     assert lead.low > 0
