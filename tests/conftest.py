@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from ranker.errors import PlurankError
 from services import embedded
@@ -13,6 +14,10 @@ from services.embedded import Broker, Valkey
 from streaming import log
 from streaming.log import Address
 from streaming.store import Store
+
+# a busy machine is no defect: neither a slow example nor slow drawing fails a test
+settings.register_profile("patient", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 
 def pytest_configure(config: pytest.Config) -> None:
