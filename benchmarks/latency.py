@@ -26,7 +26,8 @@ from ranker.config import Config, FieldKinds
 from ranker.events import Value
 from ranker.evidence import Act, Evidence
 from ranker.features import AGES, SIZES
-from ranker.model import Inference, Model
+from ranker.inference import Inference
+from ranker.model import Model
 from ranker.pipeline import Pipeline, Request, Slate
 
 NOW = 1_700_000_000_000

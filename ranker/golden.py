@@ -22,7 +22,7 @@ from ranker.config import Config
 from ranker.errors import RegistryError
 from ranker.events import Value
 from ranker.evidence import Act, Evidence
-from ranker.model import Inference
+from ranker.inference import Inference
 
 #: the same weights may differ by this much (absolute, and relative for values): bf16 here, float32 there
 TOLERANCE = 0.02

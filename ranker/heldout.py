@@ -28,7 +28,7 @@ from ranker.evidence import EMPTY, Evidence
 from ranker.gate import utility
 from ranker.join import Joiner
 from ranker.learner import Learner, train
-from ranker.model import Inference
+from ranker.inference import Inference
 from ranker.report import Row
 
 Log = Callable[[], Iterable[Event]]

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from ranker.batch import Batch, collate
 from ranker.catalogue import Catalogue
 from ranker.config import Config
 from ranker.errors import CheckpointError
 from ranker.events import Event
-from ranker.features import Batch, Encoder, collate
+from ranker.features import Encoder
 from ranker.join import Example, Joiner
 from ranker.model import Model, Output, Rows, keys_of
 

@@ -26,7 +26,7 @@ from ranker.events import MAX_ITEMS, Value
 from ranker.evidence import EMPTY, Evidence
 
 if TYPE_CHECKING:
-    from ranker.model import Inference, Scores
+    from ranker.inference import Inference, Scores
     from ranker.taste import Taste
 
 

@@ -24,9 +24,9 @@ from ranker.config import Config
 from ranker.events import Event
 from ranker.gate import utility
 from ranker.heldout import single
+from ranker.inference import Inference
 from ranker.join import Example, Joiner
 from ranker.learner import Learner
-from ranker.model import Inference
 from ranker.report import Row
 
 Floats = NDArray[np.float64]

@@ -26,7 +26,7 @@ from ranker.errors import NotFound, RegistryError, StoreUnavailable
 from ranker.events import Field, Ranking, Shown
 from ranker.evidence import EMPTY, Evidence
 from ranker.gate import Decision, Verdict
-from ranker.model import Inference
+from ranker.inference import Inference
 from ranker.pipeline import Pipeline, Request, Slate
 from ranker.registry import Pointer, Registry
 from services import intake

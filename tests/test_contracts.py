@@ -22,11 +22,12 @@ from ranker.evidence import EMPTY, fold
 from ranker.fairness import GroupSums
 from ranker.gate import Sums
 from ranker.golden import made_up
+from ranker.inference import Inference
 from ranker.join import Example, Joiner
 from ranker.learner import Learner
 from ranker.metrics import resamples
 from ranker.mmoe import MMoE
-from ranker.model import Inference, Model
+from ranker.model import Model
 from ranker.simulation import Audience, Population, Tastes
 
 ROOT = Path(__file__).resolve().parent.parent

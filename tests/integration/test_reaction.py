@@ -17,7 +17,7 @@ from ranker.errors import DataError
 from ranker.events import Interaction
 from ranker.evidence import EMPTY, fold
 from ranker.join import Joiner
-from ranker.model import Inference
+from ranker.inference import Inference
 from ranker.pipeline import Pipeline, Request
 
 NOW = 1_700_000_000_000

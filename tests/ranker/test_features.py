@@ -7,10 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ranker.batch import collate
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, parse
 from ranker.evidence import Act, Evidence, Mean
-from ranker.features import AGES, SIZES, WORDS, Acts, Bag, Bags, Encoder, act_inputs, acts_of, ages, collate, lay_out
+from ranker.features import AGES, SIZES, WORDS, Acts, Bag, Bags, Encoder, act_inputs, acts_of, ages, lay_out
 from ranker.join import Example
 
 HOUR = 3_600_000

@@ -7,7 +7,8 @@ from ranker.catalogue import Catalogue, Item
 from ranker.errors import RegistryError
 from ranker.evidence import Act, Evidence
 from ranker.golden import ACTS, CASES, ITEMS, Case, Golden, made_up
-from ranker.model import Inference, Model
+from ranker.inference import Inference
+from ranker.model import Model
 
 CONFIG = config.parse(
     {

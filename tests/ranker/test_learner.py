@@ -7,16 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ranker.batch import collate
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, parse
 from ranker.errors import CheckpointError
 from ranker.events import Event, Interaction, Ranking, Shown
 from ranker.evidence import EMPTY
-from ranker.features import collate
+from ranker.inference import Inference
 from ranker.join import Example, Joiner
 from ranker.learner import Learner, StepReport, train
 from ranker.metrics import auc
-from ranker.model import Inference
 
 ITEMS = 40
 

@@ -8,13 +8,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ranker.batch import collate
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, parse
 from ranker.errors import RegistryError
 from ranker.evidence import EMPTY, Act, Evidence, Mean
-from ranker.features import Encoder, collate
+from ranker.features import Encoder
+from ranker.inference import Inference, Scores
 from ranker.join import Example
-from ranker.model import Inference, Model, Scores, _bags
+from ranker.model import Model, _bags
 from ranker.taste import Factor, Taste, fuse
 
 NOW = 1_700_000_000_000

@@ -12,7 +12,8 @@ from ranker.catalogue import Catalogue, Item
 from ranker.config import Calibration, Config, Inputs, Objective, Serving
 from ranker.errors import RequestError
 from ranker.evidence import EMPTY, Act, Evidence
-from ranker.model import Inference, Model
+from ranker.inference import Inference
+from ranker.model import Model
 from ranker.pipeline import Pipeline, Request, explore
 
 GENRES = ["action", "comedy", "drama", "noir"]

@@ -1,0 +1,187 @@
+"""Examples -> the training tensors of one batch: each item embedded once, however often it is shown or remembered.
+
+Axes: V table rows touched, I items, S slates, R shown rows, A acts, C kinds of acts, F numbers, T objectives.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ranker.catalogue import Catalogue, Item
+from ranker.features import Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
+from ranker.slates import Example
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """The training tensors of some examples. Bags are laid out as items, users, requests, kinds of acts.
+
+    Shapes: `bag_rows` index into `touched_V`; `*_numbers` have a line for each bag of their kind; `act_*_A` and
+    `row_*_R` hold the item, kind and slate of each act and each shown row. `acted_R`: the user's acts include the item.
+    `times_U`: when each slate was shown, ms.
+    """
+
+    touched_V: Tensor
+    bag_rows: Tensor
+    bag_weights: Tensor
+    bag_starts: Tensor
+    items: int
+    slates: int
+    kinds: int
+    item_numbers: Tensor
+    user_numbers: Tensor
+    request_numbers: Tensor
+    kind_numbers: Tensor
+    act_item_A: Tensor
+    act_kind_A: Tensor
+    act_slate_A: Tensor
+    act_inputs: Tensor
+    row_item_R: Tensor
+    row_slate_R: Tensor
+    row_ages: Tensor
+    acted_R: Tensor
+    times_U: Tensor
+    positions_R: Tensor
+    devices: Tensor
+    labels_RT: Tensor
+    mask_RT: Tensor
+
+
+def collate(examples: Sequence[Example], catalogue: Catalogue, encoder: Encoder) -> Batch:
+    """The examples as one batch: each item embedded once, however often it is shown or remembered.
+
+    An item that the catalogue does not hold, or whose fields came with the ranking, is encoded on the spot.
+    """
+    keep = encoder.sizes.acts
+    evidences = [example.evidence for example in examples]
+    acts = acts_of(evidences, keep)
+    act_counts = np.array([min(keep, len(evidence.history)) for evidence in evidences], np.int64)
+    row_counts = np.array([len(example.items) for example in examples], np.int64)
+    times = np.array([example.time for example in examples], np.int64)
+    slates = np.arange(len(examples))
+    act_slate, row_slate = np.repeat(slates, act_counts), np.repeat(slates, row_counts)
+
+    named = [*chain.from_iterable(example.items for example in examples), *acts.items]
+    shown = len(row_slate)
+    find = catalogue.rows.get
+    places = np.array([find(item, -1) for item in named], np.int64)
+    strangers: list[Item] = []
+    if places.size and (places.min() < 0 or any(example.inline for example in examples)):
+        since = np.concatenate([times[row_slate], acts.times])
+        strangers = _place_strangers(examples, catalogue, named, since=since, row_slate=row_slate, places=places)
+    known, index = _unique(places, len(catalogue) + len(strangers))
+    in_catalogue = known[known < len(catalogue)]
+    item_bags = _joined(encoder.items(catalogue, in_catalogue), [encoder.item(stranger) for stranger in strangers])
+    row_item, act_item = index[:shown], index[shown:]
+
+    # in order of appearance, so that a batch does not depend on what the encoder has seen before
+    kinds: dict[Kind, int] = {}
+    act_kind = np.array([kinds.setdefault(kind, len(kinds)) for kind in acts.kinds], np.int64)
+    user_bags = lay_out([encoder.user(example.evidence.fields) for example in examples])
+    request_bags = lay_out([encoder.request(example.request) for example in examples])
+    bags = (item_bags, user_bags, request_bags, encoder.kinds(kinds))
+    lengths = np.concatenate([bag.lengths for bag in bags])
+    touched, bag_rows = _unique(np.concatenate([bag.rows for bag in bags]), encoder.sizes.V)
+
+    born = np.array(
+        [catalogue.items[row].first_seen for row in in_catalogue.tolist()] + [item.first_seen for item in strangers],
+        np.int64,
+    )
+    devices = np.array([encoder.device(example.request) for example in examples], np.int64)
+    return Batch(
+        touched_V=torch.from_numpy(touched),
+        bag_rows=torch.from_numpy(bag_rows),
+        bag_weights=torch.from_numpy(np.concatenate([bag.weights for bag in bags])),
+        bag_starts=torch.from_numpy(np.cumsum(lengths) - lengths),
+        items=len(item_bags.lengths),
+        slates=len(examples),
+        kinds=len(kinds),
+        item_numbers=torch.from_numpy(item_bags.numbers),
+        user_numbers=torch.from_numpy(user_bags.numbers),
+        request_numbers=torch.from_numpy(request_bags.numbers),
+        kind_numbers=torch.from_numpy(bags[3].numbers),
+        act_item_A=torch.from_numpy(act_item),
+        act_kind_A=torch.from_numpy(act_kind),
+        act_slate_A=torch.from_numpy(act_slate),
+        act_inputs=torch.from_numpy(act_inputs(acts, times[act_slate])),
+        row_item_R=torch.from_numpy(row_item),
+        row_slate_R=torch.from_numpy(row_slate),
+        row_ages=torch.from_numpy(ages(times[row_slate], born[row_item])),
+        acted_R=torch.from_numpy(_acted(act_slate, act_item, row_slate, row_item, len(item_bags.lengths))),
+        times_U=torch.from_numpy(times),
+        positions_R=torch.from_numpy(np.concatenate([e.positions for e in examples]).astype(np.int64)),
+        devices=torch.from_numpy(devices.reshape(len(examples), len(encoder.context))),
+        labels_RT=torch.from_numpy(np.concatenate([e.labels_NT for e in examples])),
+        mask_RT=torch.from_numpy(np.concatenate([e.mask_NT for e in examples])),
+    )
+
+
+def _acted(
+    act_slate: NDArray[np.int64],
+    act_item: NDArray[np.int64],
+    row_slate: NDArray[np.int64],
+    row_item: NDArray[np.int64],
+    items: int,
+) -> NDArray[np.float32]:
+    """1 for each shown row whose item is among the acts of its slate's user."""
+    slates = int(row_slate.max(initial=0)) + 1
+    found = np.isin(
+        row_slate * items + row_item, act_slate * items + act_item, kind="table" if slates * items < 2**26 else None
+    )
+    return found.astype(np.float32)
+
+
+def _place_strangers(
+    examples: Sequence[Example],
+    catalogue: Catalogue,
+    named: Sequence[str],
+    *,
+    since: NDArray[np.int64],
+    row_slate: NDArray[np.int64],
+    places: NDArray[np.int64],
+) -> list[Item]:
+    """Give the items that are not as the catalogue has them places behind it, in place."""
+    strangers: list[Item] = []
+    numbers: dict[str, int] = {}
+    inline = {
+        row: examples[slate].inline[item]
+        for row, (item, slate) in enumerate(zip(named, row_slate.tolist(), strict=False))
+        if item in examples[slate].inline
+    }
+    for row, fields in inline.items():
+        before = catalogue.get(named[row]) or Item(named[row], {}, int(since[row]))
+        places[row] = len(catalogue) + len(strangers)
+        strangers.append(Item(before.id, {**before.fields, **fields}, before.first_seen))
+    for row in np.flatnonzero(places < 0).tolist():
+        item = named[row]
+        if item not in numbers:
+            numbers[item] = len(catalogue) + len(strangers)
+            strangers.append(Item(item, {}, int(since[row])))
+        places[row] = numbers[item]
+    return strangers
+
+
+def _unique(values: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """np.unique with inverse for small non-negative integers, without its sort."""
+    mark = np.zeros(size, np.int64)
+    mark[values] = 1
+    found = np.flatnonzero(mark)
+    mark[found] = np.arange(len(found))
+    return found, mark[values]
+
+
+def _joined(flat: Flat, bags: Sequence[Bag]) -> Flat:
+    if not bags:
+        return flat
+    more = lay_out(bags)
+    return Flat(
+        np.concatenate([flat.rows, more.rows]),
+        np.concatenate([flat.weights, more.weights]),
+        np.concatenate([flat.lengths, more.lengths]),
+        np.concatenate([flat.numbers, more.numbers]),
+    )

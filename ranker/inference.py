@@ -1,0 +1,375 @@
+"""The fast inference form of a version: the item side is computed when an item arrives, the user side per request.
+
+Axes: D features, K taste, S shared inputs of the experts, T objectives, F inputs of a row, A acts; N candidates.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import compress
+from operator import is_not
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import expit
+from torch import Tensor
+from torch.nn import functional
+
+from ranker.bias import BiasTower
+from ranker.catalogue import Catalogue, Item
+from ranker.config import Config
+from ranker.counters import Counters
+from ranker.errors import RegistryError
+from ranker.events import Value
+from ranker.evidence import Act, Evidence
+from ranker.features import AGES, Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
+from ranker.index import Index
+from ranker.mmoe import folding, mixed
+from ranker.model import Model, parts
+from ranker.taste import Factor, Taste, fuse
+
+#: below this many items the item side of the first layer is kept; above, memory matters more than the product
+CACHED_ITEMS = 131_072
+#: from so many hidden units of all experts together bfloat16 pays: 1,024 units, 256 inputs, 500 rows on one core with
+#: AMX took 0.3 ms against 1.8; 256 units, 128 inputs saved 0.1 ms, not worth the digits
+WIDE = 1024
+#: kinds of acts kept per version before that cache starts anew
+KINDS = 4096
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Scores:
+    """What one user's candidates get, in the order of the rows and then the extra items.
+
+    Attributes:
+        probabilities_NT: tower-free; the predicted value for value objectives.
+        logits_NT: tower-free.
+        utility_N: r(u, i), the bilinear base utility.
+    """
+
+    probabilities_NT: NDArray[np.float32]
+    logits_NT: NDArray[np.float32]
+    utility_N: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Side:
+    """The item side of everything, by catalogue row.
+
+    Attributes:
+        first_NS: its part of the first layer, or (N, D) its features where `whole` is False.
+        tail_NX: [phi, b, wide term, counts].
+        act_NH: its part of an act's hidden layer.
+    """
+
+    seen: list[Item]
+    first_NS: Tensor
+    tail_NX: Tensor
+    act_NH: Tensor
+    born_N: NDArray[np.int64]
+    whole: bool
+    index: Index
+
+
+class Inference:
+    """The fast form: the item side is computed when an item arrives, the user side once per request.
+
+    What is left per candidate is one [N, K] x [K, S] product, in which z * phi and r are folded, and the experts'.
+    Readers may score from any thread while one other thread attaches. `prior` is the population's factor of a taste.
+
+    Args:
+        weights: `Model.state_dict()`, or what a version ships; kept as they are, so they may not change afterwards.
+        encoder: to share the cache of encoded items between versions.
+        cached: up to so many items the item side of the first layer is kept in memory.
+        bf16: experts in bfloat16; by default where they are many (WIDE) and the CPU has AMX. Probabilities of
+            binary objectives moved by less than 0.005 over random weights.
+
+    Raises:
+        RegistryError: a weight is missing or has another shape than the configuration asks for.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        weights: Mapping[str, Tensor],
+        *,
+        encoder: Encoder | None = None,
+        cached: int = CACHED_ITEMS,
+        bf16: bool | None = None,
+    ) -> None:
+        self.config, self.encoder, self._cached = config, encoder or Encoder(config), cached
+        sizes = self.sizes = self.encoder.sizes
+        with torch.device("meta"):
+            wanted = Model(config, torch.Generator()).state_dict()
+        for name, tensor in wanted.items():
+            shape = tuple(weights[name].shape) if name in weights else None
+            if shape != tuple(tensor.shape):
+                raise RegistryError(f"weights[{name}]", shape, f"this configuration needs shape {tuple(tensor.shape)}")
+        w = {name: weights[name].detach().to(tensor.dtype).contiguous() for name, tensor in wanted.items()}
+        self._table_VD, self._wide_VT = w["table_VD"], w["wide_VT"]
+        self._numbers = {side: w[f"numbers.{side}"].T.numpy() for side in ("item", "user", "request")}
+        self._numbers["kind"] = w["kind_numbers"].T.numpy()
+        self._phi, self._phi_bias = w["phi"], w["phi_bias"]
+        self._act_item, self._act_kind = w["act_item"], w["act_kind"].T.numpy()
+        self._act_inputs, self._act_bias = w["act_inputs"].T.numpy(), w["act_bias"].numpy()
+        self._out, self._out_bias = w["history.out"].T.numpy(), w["history.out_bias"].numpy()
+        prior_K = np.exp(w["history.prior_log_precision_K"].numpy())
+        self.prior = Factor(prior_K, prior_K * w["history.prior_mean_K"].numpy())
+        objectives = len(config.objectives)
+        to_phi, to_z, to_zphi, to_r, to_item, to_user, to_request, to_row = (
+            part.T.contiguous() for part in w["first"].split_with_sizes(parts(sizes.K, sizes.D, objectives), 1)
+        )
+        self._to_first, self._to_zphi_r = torch.cat([to_item, to_phi, to_r]), (to_zphi + to_r).numpy()
+        self._to_user = torch.cat([to_z, to_user, to_request]).numpy()
+        self._first_bias = w["first_bias"].numpy()
+        # the request's product, K + F + 1 lines: z * phi and r, row, and 1 for the user side
+        self._request_XS = torch.cat([torch.zeros(sizes.K, sizes.S), to_row, torch.zeros(1, sizes.S)]).numpy()
+        # beside it, the direct term and, where phi meets the taste, the utility: K + F + 1 lines too
+        self._beside_XT = np.zeros((len(self._request_XS), objectives + 1), np.float32)
+        self._beside_XT[sizes.K : -1, :objectives] = w["direct_TF"].T
+        self._counters = Counters(sizes.V // 2, objectives)
+        counted = {name.removeprefix("counters."): w[name] for name in w if name.startswith("counters.")}
+        self._counters.load_state_dict(counted, assign=True)
+        width = sizes.E * sizes.H
+        self._experts, self._gates = w["experts.weight"].tensor_split([width])
+        self._experts_bias, self._gates_bias = w["experts.bias"].tensor_split([width])
+        self._heads_XT: Tensor = torch.block_diag(*[w["experts.heads_TH"].T] * sizes.E)  # type: ignore[no-untyped-call]
+        self._heads_T, self._fold_XT = w["experts.heads_T"], folding(sizes.E, objectives)
+        if bf16 if bf16 is not None else width >= WIDE and torch.cpu._is_amx_tile_supported():
+            self._experts, self._experts_bias = self._experts.bfloat16(), self._experts_bias.bfloat16()
+            self._heads_XT = self._heads_XT.bfloat16()
+        self._tower = BiasTower([objective.biased for objective in config.objectives])
+        self._tower.load_state_dict({name: w[f"tower.{name}"] for name in self._tower.state_dict()})
+        self._tower.eval()
+        self._offset_T, self._scale_T = w["offset_T"].numpy(), w["scale_T"].numpy()
+        self._typical_T = w["typical_T"]
+        self._values = [place for place, objective in enumerate(config.objectives) if objective.kind == "value"]
+        self._kinds: tuple[dict[Kind, int], NDArray[np.float32]]
+        self._kinds = {}, np.zeros((0, sizes.encoder), np.float32)
+        self._lock = threading.Lock()
+        self._catalogue: Catalogue | None = None
+        self._side = self._empty(whole=True)
+
+    @torch.inference_mode()
+    def attach(self, catalogue: Catalogue) -> None:
+        """Take up what is new or was replaced in the catalogue since the last call; a new catalogue starts anew.
+
+        One thread at a time; others may score meanwhile, they see the state before or the one after.
+        """
+        side = self._side
+        items = catalogue.items[: len(catalogue)]
+        whole = len(items) <= self._cached
+        if catalogue is not self._catalogue or whole != side.whole:
+            side = self._empty(whole=whole)
+        seen = side.seen
+        # items are never changed, only replaced; said without a loop, for this runs each second beside the requests
+        changed = list(compress(range(len(seen)), map(is_not, items, seen)))
+        rows = np.array([*changed, *range(len(seen), len(items))], np.int64)
+        if len(rows) == 0 and catalogue is self._catalogue:
+            return
+        first_NS, tail_NX, act_NH, born_N = side.first_NS, side.tail_NX, side.act_NH, side.born_N
+        # rows beyond what readers know may be written in place; rows they know may not
+        if len(items) > len(born_N) or changed:
+            size = max(64, len(born_N))
+            while size < len(items):
+                size *= 2
+            first_NS, tail_NX, act_NH = (_grown(tensor, size) for tensor in (first_NS, tail_NX, act_NH))
+            born_N = np.concatenate([born_N, np.zeros(size - len(born_N), np.int64)])
+        for few in np.array_split(rows, max(1, len(rows) // 16_384)):
+            first_NS[few], tail_NX[few], act_NH[few] = self._embed(self.encoder.items(catalogue, few), whole)
+            born_N[few] = [items[row].first_seen for row in few.tolist()]
+        index = Index(tail_NX[: len(items), : self.sizes.K + 1].numpy())
+        self._side = _Side(items, first_NS, tail_NX, act_NH, born_N, whole, index)
+        self._catalogue = catalogue
+
+    @property
+    def attached(self) -> int:
+        """Catalogue rows that can be scored: those below this number."""
+        return len(self._side.seen)
+
+    def taste(self, evidence: Evidence, now: int) -> Taste:
+        """The taste that this evidence supports; the learned prior where there is none.
+
+        Units: now in ms.
+        """
+        acted = frozenset(act.item for act in evidence.history[-self.sizes.acts :])
+        return replace(fuse(self.prior, *self.factors(evidence, now)), acted=acted)
+
+    def factors(self, evidence: Evidence, now: int) -> tuple[list[Factor], dict[str, int]]:
+        """What each source of evidence adds to the prior, and how many pieces each holds.
+
+        Answers and words will be further factors of this list.
+        """
+        acts = acts_of([evidence], self.sizes.acts)
+        if not acts.items:
+            return [], {"history": 0}
+        hidden_AH = self._acted_on(acts.items)
+        hidden_AH *= self._kinds_of(acts.kinds) + act_inputs(acts, now) @ self._act_inputs
+        raw_AK, mean_AK = np.split(hidden_AH @ self._out + self._out_bias, 2, axis=1)
+        precision_AK = np.maximum(raw_AK, 0) + np.log(1 + np.exp(-np.abs(raw_AK)))  # softplus
+        return [Factor(precision_AK.sum(0), (precision_AK * mean_AK).sum(0))], {"history": len(acts.items)}
+
+    @torch.inference_mode()
+    def score(
+        self,
+        taste: Taste,
+        *,
+        user: Mapping[str, Value],
+        request: Mapping[str, Value],
+        rows: NDArray[np.int64],
+        extra: Sequence[Item] = (),
+        now: int,
+    ) -> Scores:
+        """Score catalogue rows, then extra items (which came with the request), for one user.
+
+        Raises:
+            IndexError: a row that no attached catalogue holds.
+        """
+        side, rows = self._side, np.asarray(rows, np.int64)
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(side.seen):
+            raise IndexError(f"rows reach from {rows.min()} to {rows.max()}, {len(side.seen)} items are attached")
+        K, objectives = self.sizes.K, len(self.config.objectives)
+        places_N, born_N = torch.from_numpy(rows), side.born_N[rows]
+        first_NS, tail_NX = side.first_NS.index_select(0, places_N), side.tail_NX.index_select(0, places_N)
+        if extra:
+            first, tail, _ = self._embed(lay_out([self.encoder.item(item) for item in extra]), side.whole)
+            first_NS, tail_NX = torch.cat([first_NS, first]), torch.cat([tail_NX, tail])
+            born_N = np.concatenate([born_N, np.array([item.first_seen for item in extra], np.int64)])
+        if not side.whole:
+            first_NS = self._first(first_NS, tail_NX[:, : K + 1])
+        wide_end = K + 1 + objectives
+        input_XN = np.empty((len(self._request_XS), len(born_N)), np.float32)
+        tail_XN = np.ascontiguousarray(tail_NX.numpy().T)
+        input_XN[:K] = tail_XN[:K]
+        input_XN[K : K + AGES] = ages(now, born_N).T
+        input_XN[K + AGES] = self._acted(taste, rows, extra)
+        input_XN[K + AGES + 1 : -1] = self._counters.read_at(tail_XN[wide_end:].T, now).T
+        input_XN[-1] = 1
+        x_NX = torch.from_numpy(input_XN).T
+        request_XS, beside_XT = self._user_side(taste, user, request)
+        shared_NS = first_NS.addmm_(x_NX, request_XS).relu_()
+        beside_NT = x_NX @ beside_XT
+        logits_NT = self._mix(shared_NS) + tail_NX[:, K + 1 : wide_end] + beside_NT[:, :-1]
+        utility_N = beside_NT[:, -1] + tail_NX[:, K]
+        found = logits_NT.numpy()
+        return Scores(probabilities_NT=self._chances(found), logits_NT=found, utility_N=utility_N.numpy())
+
+    @torch.inference_mode()
+    def probabilities_at(
+        self, logits_NT: NDArray[np.float32], positions: NDArray[np.int32], request: Mapping[str, Value]
+    ) -> NDArray[np.float32]:
+        """Probabilities with the bias tower at the places where the items stood; -1 is unknown."""
+        codes = torch.tensor(self.encoder.device(request), dtype=torch.int64).expand(len(positions), -1)
+        tower_NT = self._tower(torch.from_numpy(np.asarray(positions, np.int64)), codes)
+        return self._chances(logits_NT + tower_NT.numpy())
+
+    def retrieve(self, taste: Taste, count: int) -> NDArray[np.int64]:
+        """Catalogue rows by falling r(u, i)."""
+        return self._side.index.search(np.append(taste.mean_K, np.float32(1)), count)
+
+    def examination(self, depth: int = 50) -> NDArray[np.float64]:
+        """How likely each place is acted on against the first, per objective, for a typical impression: (depth, T)."""
+        return self._tower.examination(self._typical_T, depth)
+
+    def _empty(self, *, whole: bool) -> _Side:
+        sizes, objectives = self.sizes, len(self.config.objectives)
+        first_NS = torch.zeros(0, sizes.S if whole else sizes.D)
+        tail_NX = torch.zeros(0, sizes.K + 1 + objectives + self._counters.inputs)
+        index = Index(np.zeros((0, sizes.K + 1), np.float32))
+        return _Side([], first_NS, tail_NX, torch.zeros(0, sizes.encoder), np.zeros(0, np.int64), whole, index)
+
+    def _user_side(
+        self, taste: Taste, user: Mapping[str, Value], request: Mapping[str, Value]
+    ) -> tuple[Tensor, Tensor]:
+        """What the candidates' inputs are multiplied with: for the first layer, and beside the experts."""
+        K = self.sizes.K
+        mean_K = np.asarray(taste.mean_K, np.float32)
+        known = (
+            mean_K,
+            self._vector("user", self.encoder.user(user)),
+            self._vector("request", self.encoder.request(request)),
+        )
+        request_XS, beside_XT = self._request_XS.copy(), self._beside_XT.copy()
+        np.multiply(mean_K[:, None], self._to_zphi_r, out=request_XS[:K])
+        request_XS[-1] = np.concatenate(known) @ self._to_user + self._first_bias
+        beside_XT[:K, -1] = mean_K
+        return torch.from_numpy(request_XS), torch.from_numpy(beside_XT)
+
+    def _find(self, names: Sequence[str]) -> NDArray[np.int64]:
+        """Rows of the items, -1 for those that are not attached."""
+        if self._catalogue is None:
+            return np.full(len(names), -1, np.int64)
+        attached, rows = self.attached, self._catalogue.find(names)
+        return np.where(rows < attached, rows, -1)
+
+    def _acted(self, taste: Taste, rows: NDArray[np.int64], extra: Sequence[Item]) -> NDArray[np.bool_]:
+        """Which candidates the user acted on before."""
+        mark = np.zeros(self.attached + 1, np.bool_)
+        mark[self._find(list(taste.acted))] = True
+        mark[-1] = False
+        acted_N: NDArray[np.bool_] = mark[rows]
+        return np.append(acted_N, [item.id in taste.acted for item in extra]) if extra else acted_N
+
+    def _acted_on(self, names: Sequence[str]) -> NDArray[np.float32]:
+        """The item part of the acts' hidden layer, a fresh array; unknown items are embedded on the spot."""
+        rows = self._find(names)
+        side, known = self._side, rows >= 0
+        hidden_AH = np.empty((len(names), self.sizes.encoder), np.float32)
+        hidden_AH[known] = side.act_NH.numpy()[rows[known]]
+        if not known.all():
+            bags = [self.encoder.item(Item(name)) for name, there in zip(names, known, strict=True) if not there]
+            with torch.inference_mode():
+                hidden_AH[~known] = self._embed(lay_out(bags), side.whole)[2].numpy()
+        return hidden_AH
+
+    def _embed(self, bags: Flat, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """The item side of bags, as `_Side` keeps it: first layer or features, tail, act."""
+        rows, weights = torch.from_numpy(bags.rows), torch.from_numpy(bags.weights)
+        starts = torch.from_numpy(np.cumsum(bags.lengths) - bags.lengths)
+        item_ND = functional.embedding_bag(rows, self._table_VD, starts, mode="sum", per_sample_weights=weights)
+        wide_NT = functional.embedding_bag(rows, self._wide_VT, starts, mode="sum", per_sample_weights=weights)
+        item_ND = item_ND + torch.from_numpy(bags.numbers @ self._numbers["item"])
+        base_NX = functional.linear(item_ND, self._phi, self._phi_bias)
+        counts_NF = self._counters.find(rows[starts[:, None] + torch.arange(2)])
+        first = self._first(item_ND, base_NX) if whole else item_ND
+        return first, torch.cat([base_NX, wide_NT, counts_NF], 1), item_ND @ self._act_item.T
+
+    def _first(self, item_ND: Tensor, base_NX: Tensor) -> Tensor:
+        return torch.cat([item_ND, base_NX], 1) @ self._to_first
+
+    def _mix(self, shared_NS: Tensor) -> Tensor:
+        gates_NX = functional.linear(shared_NS, self._gates, self._gates_bias)
+        hidden_NX = functional.linear(shared_NS.to(self._experts.dtype), self._experts, self._experts_bias).relu_()
+        return mixed((hidden_NX @ self._heads_XT).float(), gates_NX, self._fold_XT) + self._heads_T
+
+    def _chances(self, logits_NT: NDArray[np.float32]) -> NDArray[np.float32]:
+        chances: NDArray[np.float32] = expit(logits_NT)
+        for place in self._values:
+            chances[:, place] = self._offset_T[place] + self._scale_T[place] * logits_NT[:, place]
+        return chances
+
+    def _vector(self, side: str, bag: Bag) -> NDArray[np.float32]:
+        table_RD = self._table_VD.numpy()[bag.rows]
+        vector: NDArray[np.float32] = bag.weights @ table_RD + bag.numbers @ self._numbers[side]
+        return vector
+
+    def _kinds_of(self, keys: Sequence[Kind]) -> NDArray[np.float32]:
+        known, kinds_CH = self._kinds
+        if any(key not in known for key in keys):
+            with self._lock:
+                known, kinds_CH = self._kinds if len(self._kinds[0]) < KINDS else ({}, self._kinds[1][:0])
+                new = [key for key in dict.fromkeys(keys) if key not in known]
+                bags = [self.encoder.act(Act("", kind, 0, value)) for kind, value in new]
+                lines = [self._vector("kind", bag) @ self._act_kind + self._act_bias for bag in bags]
+                known = {**known, **{key: len(known) + place for place, key in enumerate(new)}}
+                kinds_CH = np.concatenate([kinds_CH, *(line[None] for line in lines)])
+                self._kinds = known, kinds_CH
+        found: NDArray[np.float32] = kinds_CH[[known[key] for key in keys]]
+        return found
+
+
+def _grown(tensor: Tensor, size: int) -> Tensor:
+    new = tensor.new_zeros(size, tensor.shape[1])
+    new[: len(tensor)] = tensor
+    return new
