@@ -5,11 +5,14 @@ an impression counts for as much as its position is worth, so position bias does
 the model, so a version ships them and serving reads what training read.
 
 Counting is by forward decay (cormode2009forward): what happens at time t is stored scaled by 2^((t - landmark) /
-half-life), so that nothing has to be touched as time passes, and events out of order count as they should. Each
-item has two hashed rows and the smaller count is believed, as in a count-min sketch.
+half-life), so that nothing has to be touched as time passes, and events out of order count as they should. Nothing is
+read as of a time before the latest that was counted: there the decay would be a growth. Each item has two hashed rows
+and the smaller count is believed, as in a count-min sketch.
 
 Axes: V rows, L half-lives, T objectives, R rows of a batch, F inputs = 2 L T.
 """
+
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -49,10 +52,12 @@ class Counters(nn.Module):
         self.counts_VF: Tensor
         self.totals_F: Tensor
         self.landmark_L: Tensor
+        self.latest: Tensor
         width = len(half_lives) * objectives
         self.register_buffer("counts_VF", torch.zeros(rows, 2 * width))
         self.register_buffer("totals_F", torch.zeros(2 * width))
         self.register_buffer("landmark_L", torch.full((len(half_lives),), -1, dtype=torch.int64))
+        self.register_buffer("latest", torch.full((), -1, dtype=torch.int64))
 
     @property
     def inputs(self) -> int:
@@ -62,7 +67,7 @@ class Counters(nn.Module):
     def forward(self, keys_R2: Tensor, now_R: Tensor) -> Tensor:
         """The inputs of items at a time (R, F): log lift over the population's rate, then log impressions.
 
-        Units: ms; now_R may be (1,) for one time for all.
+        Units: ms; now_R may be (1,) for one time for all. A time before the latest counted one is taken as that one.
         """
         return self.read(self.find(keys_R2), now_R)
 
@@ -73,7 +78,7 @@ class Counters(nn.Module):
 
     def read(self, found_RF: Tensor, now_R: Tensor) -> Tensor:
         """The inputs, from counts that were found."""
-        fade_RF = self._fade(now_R, -1)
+        fade_RF = self._fade(torch.maximum(now_R, self.latest), -1)
         shown, worked = (found_RF * fade_RF).chunk(2, 1)
         all_shown, all_worked = (self.totals_F * fade_RF).chunk(2, 1)
         base = (all_worked + BASE) / (all_shown + 1)
@@ -83,7 +88,7 @@ class Counters(nn.Module):
     def read_at(self, found_NF: NDArray[np.float32], now: int) -> NDArray[np.float32]:
         """What `read` gives for one time, without torch's cost per call: serving has 12 numbers an item to read."""
         lives_L, landmark_L = self.half_lives_L.numpy(), self.landmark_L.numpy()
-        fade_L = np.exp2(np.clip((landmark_L - now) / lives_L, -2 * SPAN, 0)).astype(np.float32)
+        fade_L = np.exp2(np.maximum((landmark_L - max(now, int(self.latest))) / lives_L, -2 * SPAN)).astype(np.float32)
         fade_F = np.repeat(fade_L, self.objectives)[:, None]
         all_shown, all_worked = np.split(self.totals_F.numpy()[:, None], 2)
         width = len(fade_F)
@@ -104,6 +109,7 @@ class Counters(nn.Module):
         if int(self.landmark_L[0]) < 0:
             self.landmark_L.fill_(latest)
         self._move(latest)
+        self.latest.clamp_(min=latest)
         added_RF = torch.cat([shown_RT, worked_RT], 1).float()
         lives = len(self.half_lives_L)
         added_RF = added_RF.view(-1, 2, 1, self.objectives).expand(-1, -1, lives, -1).reshape(len(now_R), -1)
@@ -113,12 +119,9 @@ class Counters(nn.Module):
         self.totals_F += added_RF.sum(0)
 
     def _fade(self, now_R: Tensor, sign: int) -> Tensor:
-        """2^(sign (now - landmark) / half-life), once for each input: (R, F).
-
-        Counts (sign -1) are read no earlier than at the landmark, for what is stored may not be blown up.
-        """
+        """2^(sign (now - landmark) / half-life), once for each input: (R, F)."""
         spans_RL = (now_R[:, None] - self.landmark_L).double() / self.half_lives_L
-        fade_RL = torch.exp2(sign * spans_RL.clamp(0 if sign < 0 else -2 * SPAN, 2 * SPAN)).float()
+        fade_RL = torch.exp2(sign * spans_RL.clamp(-2 * SPAN, 2 * SPAN)).float()
         return fade_RL.repeat_interleave(self.objectives, 1).repeat(1, 2)
 
     def _move(self, latest: int) -> None:
@@ -131,3 +134,14 @@ class Counters(nn.Module):
             self.counts_VF *= fade_F
             self.totals_F *= fade_F
             self.landmark_L[late_L] = latest
+
+
+def uncount(weights: Mapping[str, Tensor]) -> None:
+    """Clear the counts among a model's weights, in place: a second pass over a log would be told its answers by them.
+
+    Args:
+        weights: `Model.state_dict()`, or what a version ships.
+    """
+    for name, tensor in weights.items():
+        if name.startswith("counters."):
+            tensor.fill_(-1 if tensor.dtype == torch.int64 else 0)

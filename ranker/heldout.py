@@ -22,13 +22,14 @@ from ranker import metrics
 from ranker.baselines import Ease, Triples, mean_utility, popularity
 from ranker.catalogue import Catalogue
 from ranker.config import Config
+from ranker.counters import uncount
 from ranker.errors import DataError
 from ranker.events import Event, Interaction, Item, User
 from ranker.evidence import EMPTY, Evidence
 from ranker.gate import utility
+from ranker.inference import Inference
 from ranker.join import Joiner
 from ranker.learner import Learner, train
-from ranker.inference import Inference
 from ranker.report import Row
 
 Log = Callable[[], Iterable[Event]]
@@ -265,13 +266,6 @@ def compare(config: Config, cases: Sequence[Case], arms: Mapping[str, Scorer], *
             yield _row(f"{first} - {arm}", "ndcg@10", part, lead)
 
 
-def _uncount(weights: Weights) -> None:
-    """Clear the decayed counts, in place: a pass that found the counts of the one before would be told the answers."""
-    for name, tensor in weights.items():
-        if name.startswith("counters."):
-            tensor.fill_(-1) if name.endswith("landmark_L") else tensor.zero_()
-
-
 def _order(config: Config, case: Case, score_N: Floats) -> float:
     return metrics.ndcg(np.clip(utility(config, case.labels_NT * case.mask_NT), 0, None), score_N)
 
@@ -313,7 +307,7 @@ def evaluate(
     if weights is not None:
         shipped = {name: tensor.clone() for name, tensor in weights.items()}
         if split == "user":
-            _uncount(shipped)
+            uncount(shipped)
         arms["version"] = by_model(config, shipped, parts.catalogue, everything)
     else:
         alone, objective = single(config)
@@ -321,7 +315,7 @@ def evaluate(
             learner = Learner(own)
             for number in range(passes):
                 say(f"{arm}: pass {number + 1} of {passes}")
-                _uncount(learner.model.state_dict())
+                uncount(learner.model.state_dict())
                 held = splitter.mark()
                 kept_events = (event for event in log() if not held(event))
                 for _ in train(kept_events, learner, Joiner(own), rows=rows):
@@ -329,7 +323,7 @@ def evaluate(
             shipped = learner.weights()
             if split == "user":
                 # asked at each user's own time; counts as of the log's end would tell her the future
-                _uncount(shipped)
+                uncount(shipped)
             arms[arm] = by_model(own, shipped, parts.catalogue, kept)
     say("baselines")
     arms["popularity"] = by_item(parts, popularity(parts.seen))

@@ -15,6 +15,7 @@ from ranker import config as configuration
 from ranker import datasets, evaluation, simulation
 from ranker import learner as learning
 from ranker.config import Config
+from ranker.counters import uncount
 from ranker.errors import DataError, EventError
 from ranker.events import Event
 from ranker.gate import Verdict
@@ -133,6 +134,7 @@ def first_version(
                 progress.update(task, completed=seen, total=seen)
 
             joiner = Joiner(config, opening=True)
+            uncount(learner.model.state_dict())
             for step in learning.train(counted(), learner, joiner):
                 skipped += not step.finite
     if not seen:

@@ -16,8 +16,8 @@ from ranker import config, datasets, learner, simulation
 from ranker.errors import DataError
 from ranker.events import Interaction
 from ranker.evidence import EMPTY, fold
-from ranker.join import Joiner
 from ranker.inference import Inference
+from ranker.join import Joiner
 from ranker.pipeline import Pipeline, Request
 
 NOW = 1_700_000_000_000

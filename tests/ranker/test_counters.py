@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ranker.counters import BASE, PRIOR, Counters
+from ranker.counters import BASE, PRIOR, Counters, uncount
 
 HOUR = 3_600_000
 KEYS = torch.tensor([[0, 1], [2, 3]])
@@ -27,6 +27,14 @@ def test_a_count_halves_in_a_half_life() -> None:
     counters = counted(Counters(4, 1, (3600.0,)), [[0, 1]], [0], [0.0])
     amount = counters(KEYS[:1], torch.tensor([HOUR]))[0, 1]
     assert float(amount) == pytest.approx(float(torch.log1p(torch.tensor(0.5))) / 4)
+
+
+def test_a_count_read_before_it_was_counted_is_not_blown_up() -> None:
+    counters = counted(Counters(4, 1, (3600.0,)), [[2, 3], [0, 1]], [0, 10 * HOUR], [0.0, 0.0])
+    one = float(torch.log1p(torch.tensor(1.0))) / 4
+    for now in (0, 9 * HOUR, 10 * HOUR):
+        assert float(counters(KEYS[:1], torch.tensor([now]))[0, 1]) == pytest.approx(one)
+        assert float(counters.read_at(counters.find(KEYS[:1]).numpy(), now)[0, 1]) == pytest.approx(one)
 
 
 def test_an_item_that_shares_one_row_keeps_its_smaller_count() -> None:
@@ -57,11 +65,15 @@ def test_the_order_of_arrival_does_not_matter(order: list[int]) -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 10**14), min_size=1, max_size=6), st.integers(0, 10**14))
-def test_inputs_are_finite_at_any_times(times: list[int], now: int) -> None:
+def test_inputs_are_finite_at_any_times_and_no_more_is_read_than_was_counted(times: list[int], now: int) -> None:
     counters = Counters(4, 1)
     for time in times:
         counted(counters, [[0, 1]], [time], [1.0])
-    assert torch.isfinite(counters(KEYS, torch.tensor([now]))).all()
+    inputs = counters(KEYS, torch.tensor([now]))
+    assert torch.isfinite(inputs).all()
+    assert float(inputs[0, 2:].max()) <= float(torch.log1p(torch.tensor(float(len(times))))) / 4 + 1e-6
+    served = counters.read_at(counters.find(KEYS).numpy(), now)
+    torch.testing.assert_close(inputs, torch.from_numpy(served.copy()), rtol=1e-4, atol=1e-5)
 
 
 def test_serving_reads_what_training_reads() -> None:
@@ -70,3 +82,11 @@ def test_serving_reads_what_training_reads() -> None:
     trained = counters(KEYS, torch.tensor([2 * HOUR]))
     served = counters.read_at(found_NF.numpy(), 2 * HOUR)
     torch.testing.assert_close(trained, torch.from_numpy(served.copy()), rtol=1e-5, atol=1e-6)
+
+
+def test_counts_are_cleared_to_those_of_a_fresh_module_and_nothing_else_is() -> None:
+    counters, fresh = counted(Counters(4, 1), [[0, 1]], [HOUR], [1.0]), Counters(4, 1)
+    weights = {f"counters.{name}": tensor for name, tensor in counters.state_dict().items()} | {"phi": torch.ones(2)}
+    uncount(weights)
+    assert weights["phi"].tolist() == [1.0, 1.0]
+    assert all(tensor.equal(counters.state_dict()[name]) for name, tensor in fresh.state_dict().items())

@@ -10,7 +10,6 @@ from ranker.baselines import popularity
 from ranker.config import Config, parse
 from ranker.errors import DataError
 from ranker.events import Event
-from ranker.join import Joiner
 from ranker.learner import Learner
 
 CONFIG = parse(
@@ -102,18 +101,6 @@ def test_a_log_without_interactions_or_without_pairs_is_refused() -> None:
     few = log(users=1, films=3)
     with pytest.raises(DataError, match="two held-out"):
         list(heldout.evaluate(CONFIG, lambda: few))
-
-
-def test_counts_are_cleared_and_nothing_else() -> None:
-    learner = Learner(CONFIG)
-    for _ in heldout.train(log(users=5), learner, Joiner(CONFIG)):
-        pass
-    before = learner.weights()
-    heldout._uncount(learner.model.state_dict())
-    after = learner.weights()
-    assert before["counters.totals_F"].any()
-    assert not after["counters.totals_F"].any()
-    assert all(before[name].equal(after[name]) for name in before if not name.startswith("counters."))
 
 
 @pytest.mark.parametrize("kind", ["time", "user"])

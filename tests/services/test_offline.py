@@ -54,6 +54,19 @@ def test_the_same_log_and_seed_give_the_same_weights(tmp_path: Path, log: Path) 
     assert one.manifest.files["weights.safetensors"] == other.manifest.files["weights.safetensors"]
 
 
+def test_a_second_pass_finds_and_leaves_no_counts_of_the_first(tmp_path: Path, log: Path) -> None:
+    once, twice = (
+        Registry(tmp_path / str(epochs)).load(
+            offline.train([str(log)], None, tmp_path / str(epochs), quiet(), epochs=epochs)["version"]
+        )
+        for epochs in (1, 2)
+    )
+    counts = [name for name in once.weights if name.startswith("counters.")]
+    assert once.weights["counters.totals_F"].any()
+    assert all(once.weights[name].equal(twice.weights[name]) for name in counts)
+    assert not once.weights["phi"].equal(twice.weights["phi"])
+
+
 def test_lines_that_are_no_events_are_counted_and_do_not_end_the_training(tmp_path: Path, log: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_bytes(gzip.decompress(log.read_bytes()) + b'{"event": "interaction"}\nnot json\n')
