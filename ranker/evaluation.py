@@ -4,8 +4,11 @@ Logs with rankings are evaluated progressively (`ranker/progressive.py`): each s
 Logs without are split (`ranker/heldout.py`): each user's held-out labelled items are ranked.
 """
 
+import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -14,8 +17,10 @@ import torch
 
 from ranker import datasets, heldout, progressive
 from ranker.config import Config
+from ranker.errors import RequestError
 from ranker.events import Event, Ranking
 from ranker.gate import Gate, Sums, Verdict
+from ranker.metrics import Interval
 from ranker.report import Report, Row
 
 __all__ = ["Gate", "Report", "Row", "Sums", "Verdict", "evaluate", "evaluate_log"]
@@ -36,6 +41,7 @@ def evaluate(
     weights: Mapping[str, torch.Tensor] | None = None,
     *,
     seed: int = 0,
+    seeds: int = 1,
     protocol: Protocol = "auto",
     passes: int = 4,
     reject: datasets.Reject | None = None,
@@ -48,6 +54,7 @@ def evaluate(
         weights,
         data=", ".join(Path(path).name for path in paths),
         seed=seed,
+        seeds=seeds,
         protocol=protocol,
         passes=passes,
         progress=progress,
@@ -61,6 +68,7 @@ def evaluate_log(
     *,
     data: str,
     seed: int = 0,
+    seeds: int = 1,
     protocol: Protocol = "auto",
     passes: int = 4,
     progress: Callable[[str], object] | None = None,
@@ -70,26 +78,39 @@ def evaluate_log(
     Args:
         log: opens the log at its start; called for every pass.
         weights: a version to judge as it is. It should not have learned from this log.
+        seed, seeds: the first training seed, and how many; more than one also give their spread.
         protocol: "auto" is progressive where the log has rankings, else "time".
         passes: over the learning part, for the held-out protocols.
         progress: called with a line about what is going on.
 
     Raises:
         DataError: the log cannot be read, or has nothing to evaluate on.
+        RequestError: no seed, or several for a version, which does not learn.
     """
+    if seeds < 1:
+        raise RequestError("seeds", seeds, "learn with 1 or more")
+    if weights is not None and seeds > 1:
+        raise RequestError("seeds", seeds, "a version is judged as it is, it does not learn anew")
     began = time.monotonic()
     chosen: Protocol = protocol
     if chosen == "auto":
         chosen = "progressive" if any(isinstance(event, Ranking) for event in islice(log(), 100_000)) else "time"
     rows: Iterator[Row]
     if chosen == "progressive":
-        rows = progressive.evaluate(config, log, weights, seed=seed, progress=progress)
+        rows = _over_seeds(
+            [*progressive.evaluate(config, log, weights, seed=number, progress=progress)]
+            for number in range(seed, seed + seeds)
+        )
     else:
-        rows = heldout.evaluate(config, log, weights, split=chosen, passes=passes, seed=seed, progress=progress)
+        rows = heldout.evaluate(
+            config, log, weights, split=chosen, passes=passes, seed=seed, seeds=seeds, progress=progress
+        )
     notes = [
         "Intervals: 95 %, bootstrap over users; `a - b` is the paired difference.",
         "An item's gain is the utility of its labels (weighted sum of the objectives) where positive.",
     ]
+    if seeds > 1:
+        notes.append(f"Means over {seeds} training seeds; `sd` is the standard deviation over them, not over users.")
     if weights is not None:
         notes.append("The version is judged as it is; if it learned from this log, its numbers flatter it.")
     return Report(
@@ -100,3 +121,13 @@ def evaluate_log(
         notes=tuple(notes),
         seconds=time.monotonic() - began,
     )
+
+
+def _over_seeds(runs: Iterable[Sequence[Row]]) -> Iterator[Row]:
+    """The rows of several seeds as one: means and bounds averaged, and for NDCG how far the seeds lie apart."""
+    for same in zip(*runs, strict=True):
+        found = heldout.averaged([Interval(row.mean, row.low, row.high, row.n) for row in same])
+        yield replace(same[0], mean=found.mean, low=found.low, high=found.high)
+        if len(same) > 1 and same[0].metric == "ndcg@10":
+            spread = statistics.stdev(row.mean for row in same)
+            yield replace(same[0], metric="ndcg@10 sd", mean=spread, low=math.nan, high=math.nan, n=len(same))

@@ -231,13 +231,18 @@ def ridge(config: Config, parts: Parts, *, centred: bool) -> float:
     return max(RIDGES, key=quality)
 
 
-def compare(config: Config, cases: Sequence[Case], arms: Mapping[str, Scorer], *, seed: int) -> Iterator[Row]:
+def compare(config: Config, cases: Sequence[Case], arms: Mapping[str, Sequence[Scorer]], *, seed: int) -> Iterator[Row]:
     """NDCG@10 and AUC per objective of each arm, by part (warm, cold), and the first arm's lead over each other.
 
     The gain of an item is the utility of its labels where positive. A baseline's one score stands for each
     objective, turned round for objectives that count against an item.
+
+    Args:
+        arms: one scorer for each training seed. A user's NDCG is the mean over them; `ndcg@10 sd` is how far the
+            means over users lie apart from seed to seed, for a lead with both arms of the same seed.
+        seed: of the bootstrap.
     """
-    scored = {arm: [score(case) for case in cases] for arm, score in arms.items()}
+    scored = {arm: [[score(case) for case in cases] for score in scorers] for arm, scorers in arms.items()}
     first = next(iter(arms))
     for part in ("warm", "cold"):
         chosen = [place for place, case in enumerate(cases) if case.warm == (part == "warm")]
@@ -247,23 +252,45 @@ def compare(config: Config, cases: Sequence[Case], arms: Mapping[str, Scorer], *
         labels_NT = np.concatenate([cases[place].labels_NT for place in chosen])
         mask_NT = np.concatenate([cases[place].mask_NT for place in chosen]) > 0
         orders: dict[str, Floats] = {}
-        for arm, found in scored.items():
-            orders[arm] = np.array([_order(config, cases[place], found[place][0]) for place in chosen])
-            yield _row(arm, "ndcg@10", part, metrics.mean_interval(orders[arm], generator=_generator(seed)))
+        for arm, runs in scored.items():
+            orders[arm] = np.array(
+                [[_order(config, cases[place], found[place][0]) for place in chosen] for found in runs]
+            )
+            yield from _ordered(arm, part, orders[arm], seed)
             for place, objective in enumerate(config.objectives):
                 if objective.kind != "binary":
                     continue
-                columns = [_column(*found[own], place, objective.weight) for own in chosen]
-                score_N, known_N = np.concatenate(columns), mask_NT[:, place]
-                if np.isnan(score_N).any():
-                    continue
-                interval = metrics.auc_interval(
-                    labels_NT[known_N, place], score_N[known_N], users_N[known_N], generator=_generator(seed)
-                )
-                yield _row(arm, f"auc:{objective.name}", part, interval)
+                known_N = mask_NT[:, place]
+                intervals = []
+                for found in runs:
+                    columns = [_column(*found[own], place, objective.weight) for own in chosen]
+                    score_N = np.concatenate(columns)
+                    if np.isnan(score_N).any():
+                        break
+                    intervals.append(
+                        metrics.auc_interval(
+                            labels_NT[known_N, place], score_N[known_N], users_N[known_N], generator=_generator(seed)
+                        )
+                    )
+                else:
+                    yield _row(arm, f"auc:{objective.name}", part, averaged(intervals))
         for arm in list(arms)[1:]:
-            lead = metrics.mean_interval(orders[first] - orders[arm], generator=_generator(seed))
-            yield _row(f"{first} - {arm}", "ndcg@10", part, lead)
+            yield from _ordered(f"{first} - {arm}", part, orders[first] - orders[arm], seed)
+
+
+def averaged(found: Sequence[metrics.Interval]) -> metrics.Interval:
+    """Means and bounds averaged over seeds; a little wider than the interval of the mean over seeds would be."""
+    mean, low, high = (float(np.mean([getattr(one, name) for one in found])) for name in ("mean", "low", "high"))
+    return metrics.Interval(mean, low, high, found[0].n)
+
+
+def _ordered(arm: str, part: str, order_SU: Floats, seed: int) -> Iterator[Row]:
+    """The mean over users with its interval, and the spread of that mean over S seeds where there are several."""
+    yield _row(arm, "ndcg@10", part, metrics.mean_interval(order_SU.mean(0), generator=_generator(seed)))
+    if len(order_SU) > 1:
+        known_SU = order_SU[:, ~np.isnan(order_SU).any(0)]
+        spread = float(known_SU.mean(1).std(ddof=1)) if known_SU.size else float("nan")
+        yield _row(arm, "ndcg@10 sd", part, metrics.Interval(spread, float("nan"), float("nan"), len(order_SU)))
 
 
 def _order(config: Config, case: Case, score_N: Floats) -> float:
@@ -292,43 +319,57 @@ def evaluate(
     passes: int = 4,
     rows: int = 512,
     seed: int = 0,
+    seeds: int = 1,
     progress: Callable[[str], object] | None = None,
 ) -> Iterator[Row]:
-    """The rows of a held-out comparison; without `weights`, the full and the single-task model are learned first."""
+    """The rows of a held-out comparison; without `weights`, the full and the single-task model are learned first.
+
+    Args:
+        seed, seeds: the first training seed, and how many; each learns both models anew.
+    """
     say = progress or (lambda _: None)
     splitter = Splitter(log, split, share)
     say("splitting the log")
     parts = divide(config, log, splitter)
     if not parts.cases:
         raise DataError("the log", "no user with two held-out labelled items", "name a longer log, or a larger share")
-    config = structs.replace(config, learning=structs.replace(config.learning, seed=seed))
-    arms: dict[str, Scorer] = {}
+    arms: dict[str, list[Scorer]] = {}
     everything: Sequence[int] = range(len(config.objectives))
     if weights is not None:
         shipped = {name: tensor.clone() for name, tensor in weights.items()}
         if split == "user":
             uncount(shipped)
-        arms["version"] = by_model(config, shipped, parts.catalogue, everything)
+        arms["version"] = [by_model(config, shipped, parts.catalogue, everything)]
     else:
         alone, objective = single(config)
-        for arm, own, kept in (("full", config, everything), ("single-task", alone, [objective])):
-            learner = Learner(own)
-            for number in range(passes):
-                say(f"{arm}: pass {number + 1} of {passes}")
-                uncount(learner.model.state_dict())
-                held = splitter.mark()
-                kept_events = (event for event in log() if not held(event))
-                for _ in train(kept_events, learner, Joiner(own), rows=rows):
-                    pass
-            shipped = learner.weights()
-            if split == "user":
-                # asked at each user's own time; counts as of the log's end would tell her the future
-                uncount(shipped)
-            arms[arm] = by_model(own, shipped, parts.catalogue, kept)
+        for arm, shape, kept in (("full", config, everything), ("single-task", alone, [objective])):
+            for number in range(seed, seed + seeds):
+                own = structs.replace(shape, learning=structs.replace(shape.learning, seed=number))
+                named = f"{arm}, seed {number}" if seeds > 1 else arm
+                learner = _learned(own, log, splitter, passes=passes, rows=rows, say=say, name=named)
+                shipped = learner.weights()
+                if split == "user":
+                    # asked at each user's own time; counts as of the log's end would tell her the future
+                    uncount(shipped)
+                arms.setdefault(arm, []).append(by_model(own, shipped, parts.catalogue, kept))
     say("baselines")
-    arms["popularity"] = by_item(parts, popularity(parts.seen))
-    arms["mean-utility"] = by_item(parts, mean_utility(parts.seen))
+    arms["popularity"] = [by_item(parts, popularity(parts.seen))]
+    arms["mean-utility"] = [by_item(parts, mean_utility(parts.seen))]
     for name, centred in (("ease", False), ("ease-centred", True)):
-        arms[name] = by_ease(parts, Ease(parts.seen, l2=ridge(config, parts, centred=centred), centred=centred))
+        arms[name] = [by_ease(parts, Ease(parts.seen, l2=ridge(config, parts, centred=centred), centred=centred))]
     say("scoring")
     yield from compare(config, parts.cases, arms, seed=seed)
+
+
+def _learned(
+    config: Config, log: Log, splitter: Splitter, *, passes: int, rows: int, say: Callable[[str], object], name: str
+) -> Learner:
+    """A learner that went through the learning part so many times, each time without the counts of the time before."""
+    learner = Learner(config)
+    for number in range(passes):
+        say(f"{name}: pass {number + 1} of {passes}")
+        uncount(learner.model.state_dict())
+        held = splitter.mark()
+        for _ in train((event for event in log() if not held(event)), learner, Joiner(config), rows=rows):
+            pass
+    return learner

@@ -111,7 +111,16 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--registry", type=Path, metavar="DIR", help="where versions are kept (default: var/registry)"
     )
-    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument(
+        "--split",
+        choices=("time", "user"),
+        help="hold out all labels after one moment (time) or the last fifth of each user's (user); "
+        "default: slate by slate where the log has rankings, else time",
+    )
+    evaluate.add_argument("--seed", type=int, default=0, help="first training seed (default: 0)")
+    evaluate.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="learn with N seeds; tells their spread too (default: 1)"
+    )
 
     replay = command("replay", _replay, "send event files to the log, in their own rhythm", parents=[place])
     replay.add_argument("--events", nargs="+", type=Path, required=True, metavar="FILE")
@@ -196,7 +205,16 @@ def _evaluate(args: argparse.Namespace, console: Console) -> Any:
     from services import offline
 
     registry = args.registry or Path("var/registry")
-    return offline.evaluate(args.events, args.config, registry, console, version=args.version, seed=args.seed)
+    return offline.evaluate(
+        args.events,
+        args.config,
+        registry,
+        console,
+        version=args.version,
+        split=args.split,
+        seed=args.seed,
+        seeds=args.seeds,
+    )
 
 
 def _replay(args: argparse.Namespace, console: Console) -> Any:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ranker import config as configuration
-from ranker import datasets, evaluation, simulation
+from ranker import datasets, evaluation, heldout, simulation
 from ranker import learner as learning
 from ranker.config import Config
 from ranker.counters import uncount
@@ -133,7 +133,7 @@ def first_version(
                     yield event
                 progress.update(task, completed=seen, total=seen)
 
-            joiner = Joiner(config, opening=True)
+            joiner = Joiner(config, opening=True, pairs=True)
             uncount(learner.model.state_dict())
             for step in learning.train(counted(), learner, joiner):
                 skipped += not step.finite
@@ -164,9 +164,16 @@ def evaluate(
     console: Console,
     *,
     version: str | None = None,
+    split: heldout.Split | None = None,
     seed: int = 0,
+    seeds: int = 1,
 ) -> dict[str, Any]:
-    """Compare a version, or a model learned from the earlier part, with baselines on what was held out."""
+    """Compare a version, or a model learned from the earlier part, with baselines on what was held out.
+
+    Args:
+        split: how to hold out; None is slate by slate where the log has rankings, else by time.
+        seed, seeds: the first training seed, and how many.
+    """
     rejected = Rejected()
     log = open_log(names, rejected)
     weights = None
@@ -177,7 +184,9 @@ def evaluate(
         config = configuration_of(names, path, console)
     data = ", ".join(Path(name).name for name in names)
     with console.status("evaluating") as line:
-        report = evaluation.evaluate_log(log, config, weights, data=data, seed=seed, progress=line.update)
+        report = evaluation.evaluate_log(
+            log, config, weights, data=data, seed=seed, seeds=seeds, protocol=split or "auto", progress=line.update
+        )
     for part in report.parts:
         header, lines = report.table(part)
         table = Table(*header, title=f"{report.data}: {part}", title_justify="left")

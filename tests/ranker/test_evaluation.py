@@ -8,7 +8,7 @@ import pytest
 
 from ranker import config, datasets, evaluation, events
 from ranker.config import parse
-from ranker.errors import DataError
+from ranker.errors import DataError, RequestError
 from ranker.events import Shown
 
 CONFIG = parse({"scale": "tiny", "objectives": [{"name": "rate", "event": "rate", "threshold": 4.0, "wait": 5}]})
@@ -46,6 +46,25 @@ def test_progress_is_told(tmp_path: Path) -> None:
     lines: list[str] = []
     evaluation.evaluate([write(tmp_path / "b.jsonl", slates=False)], CONFIG, passes=1, progress=lines.append)
     assert any("pass 1 of 1" in line for line in lines)
+
+
+def test_several_seeds_are_averaged_and_their_spread_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl.gz", slates=True)
+    runs = [evaluation.evaluate([path], CONFIG, seed=seed) for seed in (3, 4)]
+    both = evaluation.evaluate([path], CONFIG, seed=3, seeds=2)
+    apart = [run.find("full", "ndcg@10", "warm").mean for run in runs]
+    assert both.find("full", "ndcg@10", "warm").mean == pytest.approx(np.mean(apart))
+    assert both.find("full", "ndcg@10 sd", "warm").mean == pytest.approx(np.std(apart, ddof=1))
+    assert both.find("full", "ndcg@10 sd", "warm").n == 2
+    assert any("2 training seeds" in note for note in both.notes)
+
+
+def test_a_version_has_no_seeds_and_nothing_is_learned_with_none(tmp_path: Path) -> None:
+    path = write(tmp_path / "b.jsonl", slates=False)
+    with pytest.raises(RequestError, match="1 or more"):
+        evaluation.evaluate([path], CONFIG, seeds=0)
+    with pytest.raises(RequestError, match="does not learn"):
+        evaluation.evaluate([path], CONFIG, {}, seeds=2)
 
 
 def test_a_missing_log_is_a_data_error(tmp_path: Path) -> None:

@@ -143,3 +143,20 @@ def test_config_is_not_changed_by_a_seed() -> None:
     list(heldout.evaluate(CONFIG, lambda: own, passes=1, seed=5))
     assert before == CONFIG
     assert CONFIG.learning.seed == 0
+
+
+def test_seeds_are_learned_apart_and_their_spread_is_told() -> None:
+    own = log(users=20)
+    arms = [
+        {(row.arm, row.metric): row for row in heldout.evaluate(CONFIG, lambda: own, passes=1, seed=seed, seeds=count)}
+        for seed, count in ((0, 1), (1, 1), (0, 2))
+    ]
+    one, other, both = arms
+    assert ("full", "ndcg@10 sd") not in one
+    for arm in ("full", "single-task", "full - ease", "full - single-task"):
+        apart = [found[arm, "ndcg@10"].mean for found in (one, other)]
+        assert both[arm, "ndcg@10"].mean == pytest.approx(np.mean(apart))
+        assert both[arm, "ndcg@10 sd"].mean == pytest.approx(np.std(apart, ddof=1))
+        assert both[arm, "ndcg@10 sd"].n == 2
+    assert both["full", "auc:click"].mean == pytest.approx(np.mean([f["full", "auc:click"].mean for f in (one, other)]))
+    assert ("popularity", "ndcg@10 sd") not in both

@@ -9,6 +9,7 @@ from rich.console import Console
 from ranker import events
 from ranker.config import Config
 from ranker.errors import ConfigError, DataError
+from ranker.evaluation import PROTOCOLS
 from ranker.registry import Registry
 from ranker.simulation import Population, Tastes
 from services import offline
@@ -82,6 +83,12 @@ def test_a_log_is_evaluated_against_baselines(log: Path, tmp_path: Path) -> None
     assert {"full", "single-task", "popularity", "ease"} <= arms
     assert json.dumps(found, allow_nan=False)
     assert "popularity" in console.file.getvalue()
+
+
+def test_the_split_and_the_seeds_of_an_evaluation_are_the_asked_ones(log: Path, tmp_path: Path) -> None:
+    found = offline.evaluate([str(log)], None, tmp_path, quiet(), split="user", seeds=2)
+    assert found["protocol"] == PROTOCOLS["user"]
+    assert {"full", "single-task"} <= {row["arm"] for row in found["rows"] if row["metric"] == "ndcg@10 sd"}
 
 
 def test_a_missing_file_is_named_with_what_would_do() -> None:
