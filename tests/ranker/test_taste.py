@@ -4,8 +4,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
-from ranker.taste import Factor, History, fuse
+from ranker.taste import (
+    Factor,
+    History,
+    Temper,
+    active_units,
+    divergence,
+    fuse,
+    predictive_loss,
+    swap_guidance,
+    tempered,
+)
 
 K = 4
 positive = arrays(np.float32, K, elements=st.floats(0, 100, width=32))
@@ -93,3 +104,104 @@ def test_users_do_not_leak_into_each_other():
     alone = encoder(hidden[2:], torch.zeros(4, dtype=torch.int64), 1)
     assert torch.allclose(together[0][2], alone[0][0], atol=1e-6)
     assert torch.allclose(together[0][1], encoder.prior_mean_K)
+
+
+ONE = torch.ones(1)
+
+
+@pytest.mark.parametrize("margin", [-5.0, -1.0, 0.0, 0.5, 5.0])
+@pytest.mark.parametrize("variance", [0.0, 0.3, 2.0, 10.0])
+def test_the_predictive_loss_is_the_logistic_integrated_over_the_taste(margin, variance):
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    exact = (weights / (1 + np.exp(-margin - np.sqrt(variance) * nodes))).sum() / weights.sum()
+    loss = predictive_loss(torch.tensor([margin]), torch.tensor([variance]), ONE, ONE)
+    assert np.exp(-loss.item()) == pytest.approx(exact, abs=0.02)
+
+
+def test_a_tie_counts_both_ways_and_a_weightless_comparison_not_at_all():
+    margin, variance = torch.tensor([1.0, 1.0]), torch.zeros(2)
+    share, weight = torch.tensor([1.0, 0.0]), torch.ones(2)
+    tie = predictive_loss(margin[:1], variance[:1], ONE / 2, ONE)
+    assert tie == pytest.approx(predictive_loss(margin, variance, share, weight))
+    alone = predictive_loss(margin[:1], variance[:1], ONE, ONE)
+    assert alone == pytest.approx(predictive_loss(margin, variance, share, torch.tensor([0.7, 0.0])))
+    assert predictive_loss(margin[:0], variance[:0], share[:0], weight[:0]) == 0
+
+
+@given(st.floats(0.1, 5), st.floats(0, 10), st.floats(0, 10))
+def test_uncertainty_softens_what_is_predicted(margin, low, more):
+    losses = [
+        predictive_loss(torch.tensor([margin]), torch.tensor([variance]), ONE, ONE) for variance in (low, low + more)
+    ]
+    assert losses[0] <= losses[1] + 1e-6 <= np.log(2) + 1e-5
+
+
+def random_gaussians(seed, users=5):
+    draws = torch.Generator().manual_seed(seed)
+    root = torch.randn(users, K, K, generator=draws)
+    full = root @ root.mT + torch.eye(K)
+    return torch.randn(users, K, generator=draws), full.diagonal(dim1=1, dim2=2).contiguous(), full
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_divergence_is_that_of_torch(seed):
+    mean, diagonal, full = random_gaussians(seed)
+    prior_mean, prior_diagonal, prior_full = (each[0] for each in random_gaussians(seed + 10))
+    plain = divergence(mean, diagonal, prior_diagonal, prior_mean)
+    wanted = kl_divergence(Normal(mean, diagonal.rsqrt()), Normal(prior_mean, prior_diagonal.rsqrt())).sum(1)
+    assert torch.allclose(plain, wanted, atol=1e-4)
+    assert torch.allclose(divergence(mean, torch.diag_embed(diagonal), prior_diagonal, prior_mean), plain, atol=1e-4)
+    wanted = kl_divergence(
+        MultivariateNormal(mean, precision_matrix=full), MultivariateNormal(prior_mean, precision_matrix=prior_full)
+    )
+    assert torch.allclose(divergence(mean, full, prior_full, prior_mean), wanted, rtol=1e-3, atol=1e-3)
+
+
+@given(st.integers(0, 1000), st.floats(0, 3))
+def test_free_bits_are_charged_at_most_once_and_the_prior_costs_nothing(seed, free):
+    mean, diagonal, full = random_gaussians(seed)
+    prior_mean, prior = torch.zeros(K), torch.ones(K)
+    for precision in (diagonal, full):
+        charged, plain = (divergence(mean, precision, prior, prior_mean, free=nats) for nats in (free, 0.0))
+        assert (charged >= free * K - 1e-4).all()
+        assert (charged >= plain - 1e-4).all()
+        assert (charged <= plain + free * K + 1e-4).all()
+    assert torch.allclose(divergence(torch.zeros(2, K), torch.ones(2, K), prior, prior_mean), torch.zeros(2))
+
+
+def test_active_units_are_those_that_differ_between_users():
+    mean = torch.tensor([[0.0, 1.0, 0.0], [0.2, 1.0, 4.0], [0.0, 1.0, -4.0]])
+    assert active_units(mean, 0.005) == pytest.approx(2 / 3)
+    assert active_units(mean, 1.0) == pytest.approx(1 / 3)
+    assert active_units(mean[:1], 0.0) == 0
+
+
+@given(st.integers(0, 1000))
+def test_swap_guidance_is_nothing_for_opposite_means_of_equal_spread_and_bounded(seed):
+    mean, diagonal, _ = random_gaussians(seed)
+    other, other_diagonal, _ = random_gaussians(seed + 1)
+    assert torch.allclose(swap_guidance(mean, diagonal, -mean, diagonal), torch.zeros(5), atol=1e-5)
+    assert torch.allclose(swap_guidance(mean, diagonal, mean, diagonal), torch.ones(5), atol=1e-5)
+    found = swap_guidance(mean, diagonal, other, other_diagonal)
+    assert ((found >= 0) & (found <= 1.1)).all()
+
+
+@given(positive, any_sign, st.floats(0, 1), arrays(np.float32, K, elements=st.floats(0, 10, width=32)))
+def test_a_tempered_factor_says_less_and_still_never_widens(precision, information, scale, residual):
+    factor = Factor(precision, information)
+    plain = fuse(PRIOR, [factor])
+    for temper in (Temper(scale=scale), Temper(residual_K=residual), Temper(scale=scale, residual_K=residual)):
+        taste = fuse(PRIOR, [tempered(PRIOR, factor, temper)])
+        assert (taste.precision_K >= PRIOR.precision * (1 - 1e-5)).all()
+        assert (taste.precision_K <= plain.precision_K * (1 + 1e-5)).all()
+    kept = fuse(PRIOR, [tempered(PRIOR, factor, Temper(residual_K=residual))])
+    assert kept.mean_K == pytest.approx(plain.mean_K, rel=1e-3, abs=1e-3)
+    untouched = tempered(PRIOR, factor, Temper())
+    assert untouched.precision == pytest.approx(precision)
+    assert untouched.information == pytest.approx(information)
+
+
+def test_a_residual_variance_widens_the_posterior_by_itself():
+    factor, residual = Factor(np.full(K, 6, np.float32), np.ones(K, np.float32)), np.full(K, 0.25, np.float32)
+    taste = fuse(PRIOR, [tempered(PRIOR, factor, Temper(residual_K=residual))])
+    assert 1 / taste.precision_K == pytest.approx([1 / 8 + 0.25] * K)
