@@ -137,7 +137,7 @@ def replay(
         before: measure the second half of so many first rankings, for choosing settings; 0 measures the last two
             thirds of all.
     """
-    joiner = Joiner(config, opening=True)
+    joiner = Joiner(config, opening=True, pairs=True)
     learner = Learner(config)
     copies = {f"sync-{n}": Learner(config) for n in intervals[1:]} | {"frozen": Learner(config)}
     unscored: dict[str, list[Example]] = {arm: [] for arm in copies}

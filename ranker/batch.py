@@ -6,6 +6,7 @@ Axes: V table rows touched, I items, S slates, R shown rows, A acts, C kinds of 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ranker.catalogue import Catalogue, Item
+from ranker.comparisons import SHARES, places, said, wording
+from ranker.evidence import Answer
 from ranker.features import Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
+from ranker.reliability import Population, answer_weights
 from ranker.slates import Example
 
 
@@ -23,7 +27,8 @@ class Batch:
 
     Shapes: `bag_rows` index into `touched_V`; `*_numbers` have a line for each bag of their kind; `act_*_A` and
     `row_*_R` hold the item, kind and slate of each act and each shown row. `acted_R`: the user's acts include the item.
-    `times_U`: when each slate was shown, ms.
+    `times_U`: when each slate was shown, ms. `pair_one_P` and `pair_other_P` are rows; `pair_places_P2` says where the
+    two stood when they were asked about (-1 unknown), `pair_wording_P` in which words (-1 unknown).
     """
 
     touched_V: Tensor
@@ -50,10 +55,32 @@ class Batch:
     devices: Tensor
     labels_RT: Tensor
     mask_RT: Tensor
+    answered: tuple["Answered", ...]
+    pair_one_P: Tensor
+    pair_other_P: Tensor
+    pair_share_P: Tensor
+    pair_weight_P: Tensor
+    pair_places_P2: Tensor
+    pair_wording_P: Tensor
 
 
-def collate(examples: Sequence[Example], catalogue: Catalogue, encoder: Encoder) -> Batch:
+class Answered(NamedTuple):
+    """A slate's earlier answers: the items compared, how the answer fell, and how far it is believed."""
+
+    slate: int
+    one_A: NDArray[np.int64]
+    other_A: NDArray[np.int64]
+    share_A: NDArray[np.float64]
+    weight_A: NDArray[np.float64]
+
+
+def collate(
+    examples: Sequence[Example], catalogue: Catalogue, encoder: Encoder, population: Population | None = None
+) -> Batch:
     """The examples as one batch: each item embedded once, however often it is shown or remembered.
+
+    Args:
+        population: by which answers are believed; the default population where it is None.
 
     An item that the catalogue does not hold, or whose fields came with the ranking, is encoded on the spot.
     """
@@ -66,18 +93,21 @@ def collate(examples: Sequence[Example], catalogue: Catalogue, encoder: Encoder)
     slates = np.arange(len(examples))
     act_slate, row_slate = np.repeat(slates, act_counts), np.repeat(slates, row_counts)
 
-    named = [*chain.from_iterable(example.items for example in examples), *acts.items]
-    shown = len(row_slate)
+    population = population or Population.default()
+    told = [said(example.evidence) for example in examples]
+    asked = [(answer.preferred, answer.over) for answers in told for answer in answers]
+    shown, acted = len(row_slate), len(act_slate)
+    named = [*chain.from_iterable(e.items for e in examples), *acts.items, *chain.from_iterable(asked)]
     find = catalogue.rows.get
     places = np.array([find(item, -1) for item in named], np.int64)
     strangers: list[Item] = []
     if places.size and (places.min() < 0 or any(example.inline for example in examples)):
-        since = np.concatenate([times[row_slate], acts.times])
+        since = np.concatenate([times[row_slate], acts.times, np.repeat([a.time for t in told for a in t], 2)])
         strangers = _place_strangers(examples, catalogue, named, since=since, row_slate=row_slate, places=places)
     known, index = _unique(places, len(catalogue) + len(strangers))
     in_catalogue = known[known < len(catalogue)]
     item_bags = _joined(encoder.items(catalogue, in_catalogue), [encoder.item(stranger) for stranger in strangers])
-    row_item, act_item = index[:shown], index[shown:]
+    row_item, act_item, asked_A2 = index[:shown], index[shown : shown + acted], index[shown + acted :].reshape(-1, 2)
 
     # in order of appearance, so that a batch does not depend on what the encoder has seen before
     kinds: dict[Kind, int] = {}
@@ -118,7 +148,42 @@ def collate(examples: Sequence[Example], catalogue: Catalogue, encoder: Encoder)
         devices=torch.from_numpy(devices.reshape(len(examples), len(encoder.context))),
         labels_RT=torch.from_numpy(np.concatenate([e.labels_NT for e in examples])),
         mask_RT=torch.from_numpy(np.concatenate([e.mask_NT for e in examples])),
+        answered=_answered(told, asked_A2, population),
+        **_pairs(examples, row_counts, population),
     )
+
+
+def _answered(
+    told: Sequence[Sequence[Answer]], asked_A2: NDArray[np.int64], population: Population
+) -> tuple[Answered, ...]:
+    found, start = [], 0
+    for slate, answers in enumerate(told):
+        stop = start + len(answers)
+        if answers:
+            one_A, other_A = asked_A2[start:stop].T
+            share_A = np.array([SHARES[answer.outcome] for answer in answers])
+            found.append(Answered(slate, one_A, other_A, share_A, answer_weights(answers, population)))
+        start = stop
+    return tuple(found)
+
+
+def _pairs(examples: Sequence[Example], row_counts: NDArray[np.int64], population: Population) -> dict[str, Tensor]:
+    starts = (np.cumsum(row_counts) - row_counts).tolist()
+    pairs = [(example, pair, start) for example, start in zip(examples, starts, strict=True) for pair in example.pairs]
+    weights, stood, worded = [], [], []
+    for example, pair, _ in pairs:
+        answer = pair.answer
+        weights.append(1.0 if answer is None else answer_weights((*said(example.evidence), answer), population)[-1])
+        stood.append((-1, -1) if answer is None else places(answer))
+        worded.append(-1 if answer is None else wording(answer))
+    return {
+        "pair_one_P": torch.tensor([start + pair.one for _, pair, start in pairs], dtype=torch.int64),
+        "pair_other_P": torch.tensor([start + pair.other for _, pair, start in pairs], dtype=torch.int64),
+        "pair_share_P": torch.tensor([pair.share for _, pair, _ in pairs], dtype=torch.float32),
+        "pair_weight_P": torch.tensor(weights, dtype=torch.float32),
+        "pair_places_P2": torch.tensor(stood, dtype=torch.int64).reshape(-1, 2),
+        "pair_wording_P": torch.tensor(worded, dtype=torch.int64),
+    }
 
 
 def _acted(

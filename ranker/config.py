@@ -23,6 +23,10 @@ Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
+#: what the base utility is called among the objectives of a request and an answer
+PREFERENCE = "preference"
+
+
 class Graded(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Grades that label an objective without a ranking: stars, for example. Exactly one bound is set."""
 
@@ -58,6 +62,16 @@ class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
 
     strength: Share = 0.3
     smoothing: Annotated[float, Meta(gt=0, lt=1)] = 0.01
+
+
+class Preference(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The base utility r = b + z . phi as one more part of the served utility.
+
+    Attributes:
+        weight: of P(preferred to a typical item) beside the objectives; "preference" in a request's weights.
+    """
+
+    weight: float = 0.5
 
 
 class Serving(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,12 +113,14 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     groups: tuple[str, ...] = ()
     scale: Literal["tiny", "small", "full"] = "small"
     tenant: str | None = None
+    preference: Preference = Preference()
     calibration: Calibration = Calibration()
     serving: Serving = Serving()
     learning: Learning = Learning()
 
 
 _KEYS: dict[str, type[Struct]] = {
+    "preference": Preference,
     "calibration": Calibration,
     "serving": Serving,
     "learning": Learning,
@@ -208,6 +224,8 @@ def _check(config: Config, source: str) -> None:
         where = f"{source}: objectives[{place}]"
         if not re.fullmatch(r"[a-z][a-z0-9_]{0,31}", objective.name):
             raise ConfigError(f"{where}.name", objective.name, "use a lower-case word: letters, digits, underscores")
+        if objective.name == PREFERENCE:
+            raise ConfigError(f"{where}.name", objective.name, "this name means the base utility; use another")
         if names.count(objective.name) > 1:
             raise ConfigError(f"{where}.name", objective.name, "give every objective its own name")
         if objective.kind == "value" and objective.threshold is not None:

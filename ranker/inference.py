@@ -18,15 +18,18 @@ from torch.nn import functional
 
 from ranker.bias import BiasTower
 from ranker.catalogue import Catalogue, Item
+from ranker.comparisons import SHARES, said
 from ranker.config import Config
 from ranker.counters import Counters
 from ranker.errors import RegistryError
 from ranker.events import Value
-from ranker.evidence import Act, Evidence
+from ranker.evidence import Act, Answer, Evidence
 from ranker.features import AGES, Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
 from ranker.index import Index
 from ranker.mmoe import folding, mixed
 from ranker.model import Model, parts
+from ranker.questions import Asked, answers_factor
+from ranker.reliability import Population, answer_weights
 from ranker.taste import Factor, Taste, fuse
 
 #: below this many items the item side of the first layer is kept; above, memory matters more than the product
@@ -60,6 +63,7 @@ class _Side:
     Attributes:
         first_NS: its part of the first layer, or (N, D) its features where `whole` is False.
         tail_NX: [phi, b, wide term, counts].
+        typical_K1: the mean of [phi, b] over the items.
         act_NH: its part of an act's hidden layer.
     """
 
@@ -70,6 +74,7 @@ class _Side:
     born_N: NDArray[np.int64]
     whole: bool
     index: Index
+    typical_K1: NDArray[np.float32]
 
 
 class Inference:
@@ -116,6 +121,7 @@ class Inference:
         self._out, self._out_bias = w["history.out"].T.numpy(), w["history.out_bias"].numpy()
         prior_K = np.exp(w["history.prior_log_precision_K"].numpy())
         self.prior = Factor(prior_K, prior_K * w["history.prior_mean_K"].numpy())
+        self.population = Population.from_array(w["reliability"].numpy())
         objectives = len(config.objectives)
         to_phi, to_z, to_zphi, to_r, to_item, to_user, to_request, to_row = (
             part.T.contiguous() for part in w["first"].split_with_sizes(parts(sizes.K, sizes.D, objectives), 1)
@@ -179,8 +185,9 @@ class Inference:
         for few in np.array_split(rows, max(1, len(rows) // 16_384)):
             first_NS[few], tail_NX[few], act_NH[few] = self._embed(self.encoder.items(catalogue, few), whole)
             born_N[few] = [items[row].first_seen for row in few.tolist()]
-        index = Index(tail_NX[: len(items), : self.sizes.K + 1].numpy())
-        self._side = _Side(items, first_NS, tail_NX, act_NH, born_N, whole, index)
+        base_NX = tail_NX[: len(items), : self.sizes.K + 1].numpy()
+        typical_K1 = base_NX.mean(0) if len(items) else np.zeros(self.sizes.K + 1, np.float32)
+        self._side = _Side(items, first_NS, tail_NX, act_NH, born_N, whole, Index(base_NX), typical_K1)
         self._catalogue = catalogue
 
     @property
@@ -194,13 +201,16 @@ class Inference:
         Units: now in ms.
         """
         acted = frozenset(act.item for act in evidence.history[-self.sizes.acts :])
-        return replace(fuse(self.prior, *self.factors(evidence, now)), acted=acted)
+        factors, sources = self.factors(evidence, now)
+        taste = fuse(self.prior, factors)
+        answers = said(evidence)
+        if answers:
+            before = Factor(taste.precision_K, _information(taste))
+            taste = fuse(before, [self._answered(before, answers)])
+        return replace(taste, acted=acted, sources={**sources, "answers": len(answers)})
 
     def factors(self, evidence: Evidence, now: int) -> tuple[list[Factor], dict[str, int]]:
-        """What each source of evidence adds to the prior, and how many pieces each holds.
-
-        Answers and words will be further factors of this list.
-        """
+        """What each source but the answers adds to the prior, and how many pieces each holds."""
         acts = acts_of([evidence], self.sizes.acts)
         if not acts.items:
             return [], {"history": 0}
@@ -209,6 +219,20 @@ class Inference:
         raw_AK, mean_AK = np.split(hidden_AH @ self._out + self._out_bias, 2, axis=1)
         precision_AK = np.maximum(raw_AK, 0) + np.log(1 + np.exp(-np.abs(raw_AK)))  # softplus
         return [Factor(precision_AK.sum(0), (precision_AK * mean_AK).sum(0))], {"history": len(acts.items)}
+
+    def base(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Base rewards phi (N, K) and population intercepts b (N,) of attached catalogue rows."""
+        tail_NX: NDArray[np.float32] = self._side.tail_NX.numpy()[rows]
+        return tail_NX[:, : self.sizes.K], tail_NX[:, self.sizes.K]
+
+    def preferred(self, taste: Taste, utility_N: NDArray[np.float32]) -> NDArray[np.float32]:
+        """P(preferred to a typical item of the catalogue), a bounded form of r that is comparable between people.
+
+        Source: VPL's reward scaling (SPO: the mean probability of beating random items), with the mean item in place
+        of random ones.
+        """
+        found: NDArray[np.float32] = expit(utility_N - (self._side.typical_K1 @ np.append(taste.mean_K, np.float32(1))))
+        return found
 
     @torch.inference_mode()
     def score(
@@ -276,8 +300,9 @@ class Inference:
         sizes, objectives = self.sizes, len(self.config.objectives)
         first_NS = torch.zeros(0, sizes.S if whole else sizes.D)
         tail_NX = torch.zeros(0, sizes.K + 1 + objectives + self._counters.inputs)
-        index = Index(np.zeros((0, sizes.K + 1), np.float32))
-        return _Side([], first_NS, tail_NX, torch.zeros(0, sizes.encoder), np.zeros(0, np.int64), whole, index)
+        nothing = np.zeros((0, sizes.K + 1), np.float32)
+        act_NH, born_N = torch.zeros(0, sizes.encoder), np.zeros(0, np.int64)
+        return _Side([], first_NS, tail_NX, act_NH, born_N, whole, Index(nothing), np.zeros(sizes.K + 1, np.float32))
 
     def _user_side(
         self, taste: Taste, user: Mapping[str, Value], request: Mapping[str, Value]
@@ -295,6 +320,30 @@ class Inference:
         request_XS[-1] = np.concatenate(known) @ self._to_user + self._first_bias
         beside_XT[:K, -1] = mean_K
         return torch.from_numpy(request_XS), torch.from_numpy(beside_XT)
+
+    def _answered(self, before: Factor, answers: Sequence[Answer]) -> Factor:
+        """What answers add to everything else that is known."""
+        K, names = self.sizes.K, [name for answer in answers for name in (answer.preferred, answer.over)]
+        rows = self._find(names)
+        known, side = rows >= 0, self._side
+        base_NX = np.empty((len(names), K + 1), np.float32)
+        base_NX[known] = side.tail_NX.numpy()[rows[known], : K + 1]
+        if not known.all():
+            base_NX[~known] = self._strangers(names, known)[1][:, : K + 1].numpy()
+        difference_AX = (base_NX[::2] - base_NX[1::2]).astype(np.float64)
+        asked = Asked(
+            differences_AK=difference_AX[:, :K],
+            offsets_A=difference_AX[:, K],
+            share_A=np.array([SHARES[answer.outcome] for answer in answers]),
+            weight_A=answer_weights(answers, self.population),
+        )
+        return answers_factor(before, asked)
+
+    @torch.inference_mode()
+    def _strangers(self, names: Sequence[str], known: NDArray[np.bool_]) -> tuple[Tensor, Tensor, Tensor]:
+        """The item side of those that are not attached, by their id alone."""
+        bags = [self.encoder.item(Item(name)) for name, there in zip(names, known.tolist(), strict=True) if not there]
+        return self._embed(lay_out(bags), self._side.whole)
 
     def _find(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Rows of the items, -1 for those that are not attached."""
@@ -318,9 +367,7 @@ class Inference:
         hidden_AH = np.empty((len(names), self.sizes.encoder), np.float32)
         hidden_AH[known] = side.act_NH.numpy()[rows[known]]
         if not known.all():
-            bags = [self.encoder.item(Item(name)) for name, there in zip(names, known, strict=True) if not there]
-            with torch.inference_mode():
-                hidden_AH[~known] = self._embed(lay_out(bags), side.whole)[2].numpy()
+            hidden_AH[~known] = self._strangers(names, known)[2].numpy()
         return hidden_AH
 
     def _embed(self, bags: Flat, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -367,6 +414,12 @@ class Inference:
                 self._kinds = known, kinds_CH
         found: NDArray[np.float32] = kinds_CH[[known[key] for key in keys]]
         return found
+
+
+def _information(taste: Taste) -> NDArray[np.float32]:
+    precision_K = taste.precision_K
+    found: NDArray[np.float32] = precision_K * taste.mean_K if precision_K.ndim == 1 else precision_K @ taste.mean_K
+    return found
 
 
 def _grown(tensor: Tensor, size: int) -> Tensor:

@@ -22,11 +22,11 @@ from msgspec import Struct, msgpack
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from ranker import events
+from ranker import comparisons, events
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, Threshold
 from ranker.errors import ConfigError
-from ranker.events import Event, Forget, Interaction, Ranking, User
+from ranker.events import Comparison, Event, Forget, Interaction, Ranking, User
 from ranker.evidence import EMPTY, Evidence, Mean, fold
 from ranker.slates import BLANK, Example, Mark, Packed, Slate
 
@@ -71,6 +71,7 @@ class Joiner:
         users: how many users' evidence is kept.
         slates: how many slates are kept at most, whatever their waits.
         opening: also return an `opening` example for each new slate, for predictions before any learning.
+        pairs: also return comparisons: answers, and grades against earlier ones (ranker/comparisons.py).
 
     Attributes:
         now: the largest time of a ranking or interaction so far, ms.
@@ -79,13 +80,15 @@ class Joiner:
         dropped: slates given up because there were more than `slates`.
     """
 
-    def __init__(self, config: Config, *, users: int = 200_000, slates: int = 200_000, opening: bool = False) -> None:
+    def __init__(
+        self, config: Config, *, users: int = 200_000, slates: int = 200_000, opening: bool = False, pairs: bool = False
+    ) -> None:
         self.config = config
         self.catalogue = Catalogue(config)
         self.evidence: OrderedDict[str, Evidence] = OrderedDict()
         self.groups: dict[str, dict[str, str]] = {}
         self.ignored = self.duplicates = self.dropped = 0
-        self._users, self._most, self._opening = users, slates, opening
+        self._users, self._most, self._opening, self._pairs = users, slates, opening, pairs
         self._group_fields = frozenset(config.groups)
         self._objectives = len(config.objectives)
         waits = [round(objective.wait * 1000) for objective in config.objectives]
@@ -136,6 +139,12 @@ class Joiner:
         if isinstance(event, Interaction):
             self._advance(time, partition, out)
             self._feedback(event, time, partition, before, out)
+            if self._pairs and event.ranking is None:
+                self._compared(comparisons.graded(event, _as_of(before, time, []), self._objectives), out)
+        elif isinstance(event, Comparison):
+            self.catalogue.see((event.preferred, event.over), time)
+            if self._pairs:
+                self._compared(comparisons.answered(event, _as_of(before, time, []), self._objectives), out)
         elif isinstance(event, User) and self._group_fields:
             self._group(event)
         return out
@@ -320,6 +329,10 @@ class Joiner:
             labels_NT=labels_NT,
             mask_NT=mask_NT,
         )
+
+    def _compared(self, found: Example | None, out: list[Example]) -> None:
+        if found is not None:
+            out.append(found)
 
     # -- state -------------------------------------------------------------------------------------------------
 

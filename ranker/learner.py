@@ -22,17 +22,29 @@ from torch.nn import functional
 
 from ranker.batch import Batch, collate
 from ranker.catalogue import Catalogue
+from ranker.comparisons import skipped
 from ranker.config import Config
 from ranker.errors import CheckpointError
 from ranker.events import Event
+from ranker.evidence import Answer
 from ranker.features import Encoder
 from ranker.join import Example, Joiner
 from ranker.model import Model, Output, Rows, keys_of
+from ranker.reliability import Population, fit_population
+from ranker.taste import active_units, divergence, predictive_loss
 
 #: gradients are cut to this norm; their usual norm is below 1
 LARGEST = 10.0
 #: how far the base utility's two losses count beside the objectives
 RETRIEVAL, AGREEMENT = 0.1, 0.02
+#: how far comparisons count beside the objectives, and the divergence of tastes beside the comparisons
+COMPARISON, DIVERGENCE = 0.5, 1e-3
+#: nats per axis that a taste may differ from the prior for nothing, so that it does not collapse onto it
+FREE = 0.05
+#: an axis of taste is called active where its mean varies over people by more than this
+ACTIVE = (0.005, 0.05)
+#: how fast the report on tastes follows
+FOLLOW = 0.02
 #: what a row's sum of squared gradients starts from, so that its first gradient is not a full step
 FIRST = 5.0
 #: labelled rows of a batch for which the configured rate is meant
@@ -51,6 +63,32 @@ SETTLED = 2_000
 GAP_RATE = 0.05
 #: an impression counts as at most so many, and at least one of so many, unbiased ones
 WORTH = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TasteReport:
+    """What tastes are worth by now, as running means over comparisons scored before they were learned.
+
+    Attributes:
+        pairs: comparisons so far.
+        loss: of the comparisons, nats.
+        pooled, conditioned: share of comparisons that the prior alone and the taste get right.
+        divergence: of the tastes from the prior, nats.
+        active: share of the axes that vary over people, for each threshold of ACTIVE. It can be fooled, by a model
+            whose axes vary without saying anything; `gain` cannot.
+    """
+
+    pairs: int
+    loss: float
+    pooled: float
+    conditioned: float
+    divergence: float
+    active: tuple[float, ...]
+
+    @property
+    def gain(self) -> float:
+        """Accuracy that the context gained over everybody's taste."""
+        return self.conditioned - self.pooled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +134,8 @@ class Learner:
         # an objective that weighs nothing by default is still learned: a request may give it weight
         self._share_T = 0.5 + 0.5 * self._weight_T.abs() / largest
         self._value_T = torch.tensor([objective.kind == "value" for objective in config.objectives])
+        #: what makes a row of a slate preferred to another
+        self._gain_T = np.where([o.kind == "binary" for o in config.objectives], self._weight_T.numpy(), 0)
         self._alone_T = [o.kind == "binary" and o.threshold is None and o.graded is None for o in config.objectives]
         #: everything that `state` keeps besides weights, optimiser, random state and notes
         self._kept = {
@@ -104,6 +144,7 @@ class Learner:
             "usual": torch.zeros(()),
             "values": torch.zeros(3, T, dtype=torch.float64),
             "steps": torch.zeros((), dtype=torch.int64),
+            "taste": torch.zeros(5 + len(ACTIVE), dtype=torch.float64),
             "last": torch.zeros(V // 2, dtype=torch.int64),
             "gap": torch.full((V // 2,), 100.0),
         }
@@ -129,11 +170,31 @@ class Learner:
         """
         self._note(examples, catalogue)
         taught = [e for e in examples if not (e.opening or e.closing) and e.mask_NT.any()]
-        report = self._step(taught, catalogue) if taught else _nothing(self.config)
+        pairs = [e for e in examples if e.pairs]
+        pairs += [found for e in examples if e.closing and (found := skipped(e, self._gain_T)) is not None]
+        report = self._step(taught, pairs, catalogue) if taught or pairs else _nothing(self.config)
         for example in examples:
             if example.closing:
                 self._notes.pop(example.ranking, None)
         return report
+
+    def believe(self, people: Iterable[Sequence[Answer]]) -> None:
+        """Find out anew what reliable answers look like in this population (ranker/reliability.py)."""
+        numbers = self.model.get_buffer("reliability")
+        numbers.copy_(torch.from_numpy(fit_population(people).to_array()))
+
+    @property
+    def tastes(self) -> TasteReport:
+        """What tastes are worth by now."""
+        pairs, loss, pooled, conditioned, divergence, *active = self._kept["taste"].tolist()
+        return TasteReport(
+            pairs=int(pairs),
+            loss=loss,
+            pooled=pooled,
+            conditioned=conditioned,
+            divergence=divergence,
+            active=tuple(active),
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """What a version ships: a copy of the model's weights and counts, as `Inference` takes them."""
@@ -181,9 +242,10 @@ class Learner:
 
     # -- one step ----------------------------------------------------------------------------------------------
 
-    def _step(self, taught: list[Example], catalogue: Catalogue) -> StepReport:
+    def _step(self, taught: list[Example], pairs: list[Example], catalogue: Catalogue) -> StepReport:
         count = sum(len(example.items) for example in taught)
-        batch = collate([*taught, *self._drawn(taught, catalogue)], catalogue, self.encoder)
+        population = Population.from_array(self.model.get_buffer("reliability").numpy())
+        batch = collate([*taught, *self._drawn(taught, catalogue), *pairs], catalogue, self.encoder, population)
         rows = self.model.gather(batch)
         self.model.train()
         # the forward pass keeps running means in these; the counts are large and move only below
@@ -194,6 +256,7 @@ class Learner:
         loss, losses_T = self._objectives(out, batch, usual)
         retrieval, positives = self._retrieve(out, batch)
         loss = loss + RETRIEVAL * retrieval / usual + AGREEMENT * self._agree(out)
+        loss = loss + COMPARISON * self._prefer(out, batch) / usual
         self._adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         grads = [g for p in (*self._dense, *rows) if (g := p.grad) is not None]
@@ -264,6 +327,39 @@ class Learner:
         own_PC = functional.one_hot(place_R[at_P], len(items_C)).bool()
         r_PC = r_PC.masked_fill(also_UC[user_P] & ~own_PC, -torch.inf)
         return functional.cross_entropy(r_PC, place_R[at_P], reduction="sum"), len(at_P)
+
+    def _prefer(self, out: Output, batch: Batch) -> Tensor:
+        """Bradley-Terry on differences of r, the taste integrated out, and the tastes' divergence; summed over pairs.
+
+        Source: VPL (Poddar et al. 2024) trained on prediction: every comparison lies outside the context that its
+        taste was read from. The framing tower takes what order and wording did to an answer.
+        """
+        if not len(batch.pair_share_P):
+            return out.utility_R.new_zeros(())
+        weight_P = batch.pair_weight_P
+        loss = predictive_loss(out.margin_P + out.framing_P, out.variance_P, batch.pair_share_P, weight_P)
+        users_U = torch.unique(batch.row_slate_R[batch.pair_one_P])
+        divergence_U = divergence(
+            out.context_UK[users_U], out.precision_UK[users_U], *self.model.history.prior(), free=FREE
+        )
+        self._report(out, batch, loss.detach(), users_U, divergence_U.detach())
+        return loss * weight_P.sum() + DIVERGENCE * divergence_U.mean() * len(weight_P)
+
+    def _report(self, out: Output, batch: Batch, loss: Tensor, users_U: Tensor, divergence_U: Tensor) -> None:
+        """Move the running report on tastes; ties say nothing about accuracy."""
+        with torch.no_grad():
+            clear_P = batch.pair_share_P != 0.5
+            if not clear_P.any() or not torch.isfinite(loss):
+                return
+            right = [(margin_P[clear_P] > 0).double().mean() for margin_P in (out.pooled_P, out.margin_P)]
+            means_UK = out.context_UK[users_U]
+            active = [torch.tensor(active_units(means_UK, least)) for least in ACTIVE]
+            found = torch.stack([t.double() for t in (loss, *right, divergence_U.mean(), *active)])
+            kept = self._kept["taste"]
+            # a plain mean at first, so that the first steps do not count for long
+            rate = max(FOLLOW, float(clear_P.sum() / (kept[0] + clear_P.sum()))) if kept[0] < 2000 else FOLLOW
+            kept[1:] = torch.where(found.isfinite(), kept[1:] + rate * (found - kept[1:]), kept[1:])
+            kept[0] += len(clear_P)
 
     def _agree(self, out: Output) -> Tensor:
         """One minus the correlation of r with the served utility over the rows: free of scale, so r keeps its own."""

@@ -28,7 +28,9 @@ from ranker.config import Config
 from ranker.counters import COUNTS, Counters
 from ranker.features import ACTS, AGES, Encoder
 from ranker.mmoe import MMoE
-from ranker.taste import History
+from ranker.questions import Asked, answers_factor
+from ranker.reliability import Population
+from ranker.taste import Factor, History, fuse
 
 
 class _Bags(torch.autograd.Function):
@@ -67,8 +69,12 @@ class Output:
         logits_RT: tower-free.
         tower_RT: to be added where a probability at the shown place is meant; zero for unbiased objectives.
         utility_R: r(u, i).
-        mean_UK, precision_UK: the tastes.
-        phi_IK, intercept_I: base rewards of the batch's items, for pairwise and sampled losses.
+        mean_UK: the tastes.
+        context_UK, precision_UK: mean and precision that the history alone gives, before any answers.
+        phi_IK, intercept_I: base rewards of the batch's items, for sampled losses.
+        margin_P, variance_P: of each comparison's r, by the taste.
+        framing_P: what the framing tower adds to the margin; zero where the condition is unknown.
+        pooled_P: the margin that the prior gives, without gradient: what everybody is thought to prefer.
     """
 
     logits_RT: Tensor
@@ -76,8 +82,13 @@ class Output:
     utility_R: Tensor
     mean_UK: Tensor
     precision_UK: Tensor
+    context_UK: Tensor
     phi_IK: Tensor
     intercept_I: Tensor
+    margin_P: Tensor
+    variance_P: Tensor
+    framing_P: Tensor
+    pooled_P: Tensor
 
 
 class Model(nn.Module):
@@ -120,6 +131,9 @@ class Model(nn.Module):
         self.first_bias = nn.Parameter(torch.zeros(sizes.S))
         self.experts = MMoE(sizes.S, sizes.E, sizes.H, objectives, generator)
         self.tower = BiasTower([objective.biased for objective in config.objectives])
+        # order and words of a question move an answer as a position moves a click
+        self.framing = BiasTower([True], rows=256)
+        self.register_buffer("reliability", torch.from_numpy(Population.default().to_array()))
         # a value objective is learned in units of its own spread: value = offset + scale * logit
         self.register_buffer("offset_T", torch.zeros(objectives))
         self.register_buffer("scale_T", torch.ones(objectives))
@@ -160,7 +174,8 @@ class Model(nn.Module):
         # a product, not a sum: what an act says of a taste is its item, turned by how much she cared for it
         gate_AH = torch.addmm(kind_CH.index_select(0, batch.act_kind_A), batch.act_inputs, self.act_inputs.T)
         hidden_AH = (item_ID @ self.act_item.T).index_select(0, batch.act_item_A) * gate_AH
-        mean_UK, precision_UK = self.history(hidden_AH, batch.act_slate_A, batch.slates)
+        context_UK, precision_UK = self.history(hidden_AH, batch.act_slate_A, batch.slates)
+        mean_UK, covariances = self._answers(batch, context_UK, precision_UK, phi_IK, intercept_I)
 
         to_phi, to_z, to_zphi, to_r, to_item, to_user, to_request, to_row = self.first.split_with_sizes(
             parts(self.sizes.K, self.sizes.D, len(self.direct_TF)), 1
@@ -184,15 +199,77 @@ class Model(nn.Module):
         logits_RT = self.experts(shared_RS, draws) + wide_IT.index_select(0, row_item_R) + row_RF @ self.direct_TF.T
         if self.training:
             self._note(logits_RT.detach())
+        margin_P, variance_P, pooled_P = self._compare(batch, (mean_UK, precision_UK, covariances), phi_IK, intercept_I)
         return Output(
             logits_RT=logits_RT,
             tower_RT=self.tower(batch.positions_R, batch.devices[row_slate_R], draws),
             utility_R=utility_R,
             mean_UK=mean_UK,
             precision_UK=precision_UK,
+            context_UK=context_UK,
             phi_IK=phi_IK,
             intercept_I=intercept_I,
+            margin_P=margin_P,
+            variance_P=variance_P,
+            framing_P=self._framing(batch, draws),
+            pooled_P=pooled_P,
         )
+
+    def _answers(
+        self, batch: Batch, mean_UK: Tensor, precision_UK: Tensor, phi_IK: Tensor, intercept_I: Tensor
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """The tastes with the answers given before, and the covariance (K, K) of those who gave any.
+
+        Answers are taken as given: no gradient flows through their fit, only through what it starts from.
+        """
+        if not batch.answered:
+            return mean_UK, {}
+        shift_UK, covariances = torch.zeros_like(mean_UK), {}
+        with torch.no_grad():
+            means, precisions = mean_UK.numpy(), precision_UK.numpy()
+            phi, intercept = phi_IK.numpy(), intercept_I.numpy()
+            for slate, one_A, other_A, share_A, weight_A in batch.answered:
+                asked = Asked(
+                    differences_AK=(phi[one_A] - phi[other_A]).astype(np.float64),
+                    offsets_A=(intercept[one_A] - intercept[other_A]).astype(np.float64),
+                    share_A=share_A,
+                    weight_A=weight_A,
+                )
+                before = Factor(precisions[slate], precisions[slate] * means[slate])
+                after = fuse(before, [answers_factor(before, asked)])
+                shift_UK[slate] = torch.from_numpy(after.mean_K - means[slate])
+                covariances[slate] = torch.from_numpy(np.linalg.inv(after.precision_K))
+        return mean_UK + shift_UK, covariances
+
+    def _compare(
+        self, batch: Batch, taste: tuple[Tensor, Tensor, dict[int, Tensor]], phi_IK: Tensor, intercept_I: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Margin and variance of each comparison under its user's taste, and the margin under the prior alone."""
+        mean_UK, precision_UK, covariances = taste
+        one_P, other_P = batch.row_item_R[batch.pair_one_P], batch.row_item_R[batch.pair_other_P]
+        user_P = batch.row_slate_R[batch.pair_one_P]
+        difference_PK, offset_P = phi_IK[one_P] - phi_IK[other_P], intercept_I[one_P] - intercept_I[other_P]
+        margin_P = (difference_PK * mean_UK[user_P]).sum(1) + offset_P
+        variance_P = (difference_PK.square() / precision_UK[user_P]).sum(1)
+        if covariances:
+            answered_P = torch.tensor([user in covariances for user in user_P.tolist()], dtype=torch.bool)
+            if answered_P.any():
+                own_PKK = torch.stack([covariances[user] for user in user_P[answered_P].tolist()])
+                own_PK = difference_PK[answered_P]
+                exact = torch.einsum("pk,pkl,pl->p", own_PK, own_PKK, own_PK)
+                variance_P = variance_P.masked_scatter(answered_P, exact)
+        with torch.no_grad():
+            pooled_P = difference_PK @ self.history.prior_mean_K + offset_P
+        return margin_P, variance_P, pooled_P
+
+    def _framing(self, batch: Batch, draws: torch.Generator | None) -> Tensor:
+        codes_P1 = batch.pair_wording_P[:, None]
+        one_P, other_P = (self.framing(places_P, codes_P1)[:, 0] for places_P in batch.pair_places_P2.unbind(1))
+        found_P: Tensor = one_P - other_P
+        if draws is not None:
+            # both sides of a comparison are dropped together, or a tie would look like a preference
+            found_P = found_P * (torch.rand(len(found_P), generator=draws) >= self.framing.dropout)
+        return found_P
 
     def _note(self, logits_RT: Tensor) -> None:
         if len(logits_RT):

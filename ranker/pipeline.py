@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ranker import calibration
 from ranker.catalogue import Catalogue, Item
-from ranker.config import Config
+from ranker.config import PREFERENCE, Config
 from ranker.errors import RequestError
 from ranker.events import MAX_ITEMS, Value
 from ranker.evidence import EMPTY, Evidence
@@ -36,7 +36,7 @@ class Request:
 
     Attributes:
         limit: places of the slate. Without it, all given items are placed, and config.serving.slate are recommended.
-        weights: by objective name; objectives that it does not name keep their configured weight.
+        weights: by objective name, "preference" for the base utility; what it does not name keeps its weight.
         calibration: lambda of the calibrated rerank, 0 to 1; None for the configured one.
         fields: the request's fields (device, place, ...).
         now: ms since the epoch.
@@ -62,6 +62,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
     Attributes:
         utility: sum over objectives of weight x probability: what the slate is ordered by.
         probabilities: one per objective, as if nothing but the item mattered (no position tower).
+        preference: the chance that the user prefers it to a typical item of the catalogue.
         expected: one per objective, at this very position: what to log, and what calibration error is about.
         propensity: P(this item at this position | request), over the exploration's draw.
         reward: the base utility r(u, i) of the taste, where `explain` was asked.
@@ -72,6 +73,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
     position: int
     utility: float
     probabilities: tuple[float, ...]
+    preference: float
     expected: tuple[float, ...]
     propensity: float
     reward: float | None = None
@@ -83,7 +85,7 @@ class Slate:
     """What to show, and why.
 
     Attributes:
-        weights: of the objectives, as used, in the order of `Placed.probabilities`.
+        weights: of the objectives, as used, in the order of `Placed.probabilities`, and of the preference.
         timings_ms: by stage, in the order of the stages, with `total`.
         removed: (item, reason) of every candidate that was taken out before scoring or for its score.
         evidence: how much of each source the taste rests on.
@@ -126,6 +128,7 @@ class Pipeline:
     def __init__(self, config: Config, inference: "Inference", catalogue: Catalogue, version: str) -> None:
         self.config, self.inference, self.catalogue, self.version = config, inference, catalogue, version
         self._weights = {objective.name: objective.weight for objective in config.objectives}
+        self._weights[PREFERENCE] = config.preference.weight
 
     def rank(self, request: Request, evidence: Evidence = EMPTY) -> Slate:
         """One slate for one request.
@@ -144,13 +147,17 @@ class Pipeline:
         scores = self.inference.score(
             taste, user=evidence.fields, request=request.fields, rows=pool.rows, extra=pool.extra, now=request.now
         )
-        utility_N = scores.probabilities_NT @ np.fromiter(weights.values(), np.float32)
+        *weights_T, weight = np.fromiter(weights.values(), np.float32)
+        preferred_N = self.inference.preferred(taste, scores.utility_N)
+        utility_N = scores.probabilities_NT @ np.array(weights_T) + weight * preferred_N
         watch.lap("score")
         order_S, target_C, shown = self._ordered(request, evidence, pool, utility_N, strength)
         watch.lap("calibrate")
         order_S, propensity_S, swapped = explore(order_S, self.config.serving.swap, request.seed)
         watch.lap("explore")
-        placed = self._placed(request, pool, scores, utility_N=utility_N, order_S=order_S, propensity_S=propensity_S)
+        placed = self._placed(
+            request, pool, scores, preferred_N, utility_N=utility_N, order_S=order_S, propensity_S=propensity_S
+        )
         watch.lap("slate")
 
         return Slate(
@@ -273,6 +280,7 @@ class Pipeline:
         request: Request,
         pool: _Pool,
         scores: "Scores",
+        preferred_N: NDArray[np.float32],
         *,
         utility_N: NDArray[np.float32],
         order_S: NDArray[np.int64],
@@ -285,6 +293,7 @@ class Pipeline:
             order_S.tolist(),
             utility_N[order_S].tolist(),
             map(tuple, scores.probabilities_NT[order_S].tolist()),
+            preferred_N[order_S].tolist(),
             map(tuple, expected_ST.tolist()),
             propensity_S.tolist(),
         )
@@ -294,10 +303,11 @@ class Pipeline:
                 position=place,
                 utility=utility,
                 probabilities=probabilities,
+                preference=preference,
                 expected=expected,
                 propensity=propensity,
             )
-            for place, n, utility, probabilities, expected, propensity in zip(*columns, strict=True)
+            for place, n, utility, probabilities, preference, expected, propensity in zip(*columns, strict=True)
         )
         if not request.explain or not placed:
             return placed

@@ -198,7 +198,7 @@ def evaluate(
         arms["single-task"] = Online(alone, len(config.objectives), objective)
     arms["counter"] = Counter(config)
     total = sum(getattr(event, "items", None) is not None for event in log())
-    joiner, kept = Joiner(config, opening=True), _Kept()
+    joiner, kept = Joiner(config, opening=True, pairs=True), _Kept()
     predicted: dict[str, dict[str, Floats]] = {}
     warm: dict[str, bool] = {}
     codes: dict[str, int] = {}

@@ -5,7 +5,7 @@ Axes: N items of a slate, T objectives.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from msgspec import Struct
@@ -13,12 +13,21 @@ from numpy.typing import NDArray
 
 from ranker import events
 from ranker.events import Ranking, Value
-from ranker.evidence import Evidence
+from ranker.evidence import Answer, Evidence
 
 OPEN, SEEN, BLANK, LEARNED, CORRECTED = range(5)
 """One label's life: nothing yet, a value that may still grow, unknowable, learned, learned again after a change."""
 #: what an interaction says of an objective: its place, and the label, None where it cannot be known
 Mark = tuple[int, float | None]
+
+
+class Compared(NamedTuple):
+    """Two rows of an example: how likely the one was preferred (1, or 1/2 for a tie), and the answer that says so."""
+
+    one: int
+    other: int
+    share: float
+    answer: Answer | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -36,6 +45,7 @@ class Example:
         predicted_NT: what `Joiner.note` was told for this slate when it opened.
         opening: the slate was just shown: nothing is known, nothing to learn; the moment for an honest prediction.
         closing: all waits have passed: full labels, for metrics; its rows have been learned before.
+        pairs: comparisons of its rows (ranker/comparisons.py), to be learned whatever the mask says.
     """
 
     ranking: str
@@ -54,6 +64,7 @@ class Example:
     inline: dict[str, dict[str, Value]] = field(default_factory=dict)
     opening: bool = False
     closing: bool = False
+    pairs: tuple[Compared, ...] = ()
 
 
 @dataclass(slots=True, eq=False)

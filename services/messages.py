@@ -31,7 +31,7 @@ Strength = Annotated[
 ]
 EvidenceToken = Annotated[
     str,
-    Meta(max_length=4096, description="From an answer of /v1/feedback: wait (at most 500 ms) until that write counts."),
+    Meta(max_length=4096, description="From the answer to a write: wait (at most 500 ms) until that write counts."),
 ]
 
 
@@ -73,13 +73,15 @@ class Ranked(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):
     """One item in its place.
 
     `score` is the utility; `probabilities` are by objective and as if nothing but the item mattered (no position
-    bias); `propensity` is the chance that exploration put it here. `reward` and `interests` come with `explain`.
+    bias); `preference` is the chance that the user prefers it to a typical item; `propensity` is the chance that
+    exploration put it here. `reward` and `interests` come with `explain`.
     """
 
     id: str
     position: int
     score: float
     probabilities: dict[str, float]
+    preference: float
     propensity: float
     reward: float | None = None
     interests: dict[str, float] | None = None

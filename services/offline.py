@@ -4,7 +4,7 @@ import getpass
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console
@@ -12,18 +12,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from ranker import config as configuration
-from ranker import datasets, evaluation, heldout, simulation
-from ranker import learner as learning
+from ranker import datasets, simulation
 from ranker.config import Config
-from ranker.counters import uncount
 from ranker.errors import DataError, EventError
 from ranker.events import Event
-from ranker.gate import Verdict
-from ranker.golden import CASES, ITEMS, Case, Golden
-from ranker.join import Joiner
-from ranker.learner import Learner
-from ranker.registry import Registry
+
 from services.settings import Settings
+
+# what needs torch is imported where it is used: `up` reads logs and configurations by this file and stays small
+if TYPE_CHECKING:
+    from ranker.golden import Case
+    from ranker.heldout import Split
+    from ranker.join import Joiner
+    from ranker.registry import Registry
 
 MOVIELENS, SYNTHETIC = "ml-100k", "synthetic"
 #: data sets known by name, and the configuration of each
@@ -91,6 +92,8 @@ def train(
     seed: int | None = None,
 ) -> dict[str, Any]:
     """Train on event files in their order and save a version; it is served at once where none was served before."""
+    from ranker.registry import Registry
+
     rejected = Rejected()
     log = open_log(names, rejected)
     config = configuration_of(names, path, console)
@@ -102,13 +105,26 @@ def train(
 
 
 def first_version(
-    config: Config, log: Log, registry: Registry, console: Console, *, epochs: int, data: str, total: int | None = None
+    config: Config,
+    log: Log,
+    registry: "Registry",
+    console: Console,
+    *,
+    epochs: int,
+    data: str,
+    total: int | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """Learn from a log, save the version, and promote it where nothing is served yet.
 
     Returns:
         The version and what the training was.
     """
+    from ranker.counters import uncount
+    from ranker.gate import Verdict
+    from ranker.golden import Golden
+    from ranker.join import Joiner
+    from ranker.learner import Learner, train
+
     learner = Learner(config)
     joiner = Joiner(config)
     columns = (
@@ -135,7 +151,7 @@ def first_version(
 
             joiner = Joiner(config, opening=True, pairs=True)
             uncount(learner.model.state_dict())
-            for step in learning.train(counted(), learner, joiner):
+            for step in train(counted(), learner, joiner):
                 skipped += not step.finite
     if not seen:
         raise DataError(data, "no events", "name a log that holds events")
@@ -151,7 +167,9 @@ def first_version(
     return version, facts
 
 
-def _cases(joiner: Joiner) -> Iterator[Case]:
+def _cases(joiner: "Joiner") -> "Iterator[Case]":
+    from ranker.golden import CASES, ITEMS, Case
+
     items = [item.id for item in islice(joiner.catalogue.items, ITEMS)]
     for evidence in islice((e for e in joiner.evidence.values() if e.history), CASES):
         yield Case(evidence, {}, items, joiner.now)
@@ -164,7 +182,7 @@ def evaluate(
     console: Console,
     *,
     version: str | None = None,
-    split: heldout.Split | None = None,
+    split: "Split | None" = None,
     seed: int = 0,
     seeds: int = 1,
 ) -> dict[str, Any]:
@@ -174,6 +192,9 @@ def evaluate(
         split: how to hold out; None is slate by slate where the log has rankings, else by time.
         seed, seeds: the first training seed, and how many.
     """
+    from ranker import evaluation
+    from ranker.registry import Registry
+
     rejected = Rejected()
     log = open_log(names, rejected)
     weights = None

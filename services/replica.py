@@ -5,9 +5,7 @@ beside the event loop; then one reference is assigned, so a request meets the ol
 and none waits. The version before is kept in memory.
 """
 
-import asyncio
 import hashlib
-import http.client
 import logging
 import threading
 import time
@@ -15,42 +13,27 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, cast
-
-import msgspec
+from typing import Protocol
 
 from ranker import events
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config
-from ranker.errors import NotFound, RegistryError, StoreUnavailable
-from ranker.events import Field, Ranking, Shown
+from ranker.errors import RegistryError, StoreUnavailable
+from ranker.events import Event, Field, Ranking, Shown
 from ranker.evidence import EMPTY, Evidence
-from ranker.gate import Decision, Verdict
 from ranker.inference import Inference
+from ranker.interview import Interview
 from ranker.pipeline import Pipeline, Request, Slate
-from ranker.registry import Pointer, Registry
+from ranker.registry import Registry
 from services import intake
-from services.messages import (
-    FairnessAnswer,
-    FeedbackAnswer,
-    ModelsAnswer,
-    ModelSummary,
-    PointerAnswer,
-    PromoteRequest,
-    RankAnswer,
-    Ranked,
-    RankRequest,
-    RecommendRequest,
-    Removed,
-    Target,
-    named,
-)
+from services.figures import Figures, Watches
+from services.messages import FeedbackAnswer, RankAnswer, Ranked, RankRequest, RecommendRequest, Removed, named
 from services.outbox import Outbox
 from services.settings import Settings
-from services.telemetry import ApiTelemetry, merge_text
+from services.telemetry import ApiTelemetry
 from services.tokens import Scope, Signer, Tokens
+from services.versions import Versions
 from streaming.log import Token
-from streaming.monitor import TOTAL, Window
 from streaming.store import Changes, Stored
 
 log = logging.getLogger("plurank.replica")
@@ -64,9 +47,6 @@ STORE_REST_S = 1.0
 #: seconds between attempts to load a version that was found damaged
 RELOAD_S = 5.0
 SLOW_POLL_S = 5.0
-#: /v1/fairness shows so many seconds
-WINDOWS_S = 24 * 3600
-
 
 #: why an answer is degraded
 MISSING = {
@@ -76,7 +56,7 @@ MISSING = {
 }
 
 
-class Reads(Protocol):
+class Reads(Watches, Protocol):
     """The part of streaming.store.AsyncStore that requests need."""
 
     async def evidence(self, user: str) -> Stored | None:
@@ -85,14 +65,6 @@ class Reads(Protocol):
 
     async def wait_for(self, token: Token, timeout: float = 0.5) -> bool:
         """Whether the store holds the write within the timeout."""
-        ...
-
-    async def windows(self, since: int = 0, *, name: str = "fairness") -> list[tuple[int, bytes]]:
-        """The monitor's windows."""
-        ...
-
-    async def targets(self) -> dict[str, str]:
-        """Where each process serves its metrics."""
         ...
 
     async def close(self) -> None:
@@ -127,6 +99,12 @@ class Serving:
     version: str
     config: Config
     pipeline: Pipeline
+    interview: Interview
+
+    def attach(self, catalogue: Catalogue) -> None:
+        """Take up what is new in the catalogue."""
+        self.pipeline.inference.attach(catalogue)
+        self.interview.refresh()
 
 
 class Replica:
@@ -156,7 +134,9 @@ class Replica:
         self.telemetry = telemetry
         self._address = ""
         self.catalogue = Catalogue(settings.config)
-        self._catalogue_lock = threading.Lock()
+        self.catalogue_lock = threading.Lock()
+        self.versions = Versions(registry, lambda: None if self._serving is None else self._serving.version)
+        self.figures = Figures(reads, telemetry, tokens["metrics"], clock)
         self._mark = ""
         self._serving: Serving | None = None
         self._before: Serving | None = None
@@ -255,13 +235,14 @@ class Replica:
     def _load(self, version: str) -> Serving:
         before = self._before
         if before is not None and before.version == version:  # a rollback: it is still in memory
-            before.pipeline.inference.attach(self.catalogue)
+            before.attach(self.catalogue)
             return before
         found = self.registry.load(version)
         inference = Inference(found.config, found.weights)
         found.golden.check(found.config, inference)
         inference.attach(self.catalogue)
-        return Serving(version, found.config, Pipeline(found.config, inference, self.catalogue, version))
+        pipeline = Pipeline(found.config, inference, self.catalogue, version)
+        return Serving(version, found.config, pipeline, Interview(inference, self.catalogue, found.weights))
 
     def follow_catalogue(self) -> None:
         """Take up the items that changed since the last look and embed them.
@@ -274,11 +255,11 @@ class Replica:
             log.warning("the catalogue stays as it is: %s", error)
             return
         for start in range(0, len(changed.items), CHUNK):
-            with self._catalogue_lock:
+            with self.catalogue_lock:
                 for item in changed.items[start : start + CHUNK]:
                     self.catalogue.put(item)
         if changed.items and self._serving is not None:
-            self._serving.pipeline.inference.attach(self.catalogue)
+            self._serving.attach(self.catalogue)
         self._mark = changed.mark
 
     # -- ranking -----------------------------------------------------------------------------------------------
@@ -292,22 +273,21 @@ class Replica:
         """
         begun = time.perf_counter()
         serving = self.serving
-        evidence, missing = await self._evidence(message.user, message.evidence_token)
+        evidence, missing = await self.evidence(message.user, message.evidence_token)
         read_ms = (time.perf_counter() - begun) * 1000
         now = int(self.clock() * 1000)
         ranking = self.signer.sign(message.user, serving.version, now)
         request = self._request(message, now, ranking)
-        with self._catalogue_lock:
+        with self.catalogue_lock:
             slate = serving.pipeline.rank(request, evidence)
         # an empty slate, from a catalogue that holds nothing yet, is nothing to learn from
         if slate.items and not self.outbox.offer(
             partial(_event, ranking, message, request, slate, self.settings.config.tenant)
         ):
             missing = (*missing, "log")
-        for what in missing:
-            self.telemetry.degraded(what)
+        reason = self.reason(missing)
         self.telemetry.slate_made(slate.timings_ms)
-        names = tuple(slate.weights)
+        names = [objective.name for objective in serving.config.objectives]
         return RankAnswer(
             ranking=ranking,
             version=slate.version,
@@ -318,6 +298,7 @@ class Replica:
                     position=item.position,
                     score=item.utility,
                     probabilities=dict(zip(names, item.probabilities, strict=True)),
+                    preference=item.preference,
                     propensity=item.propensity,
                     reward=item.reward,
                     interests=item.interests,
@@ -325,7 +306,7 @@ class Replica:
                 for item in slate.items
             ],
             degraded=bool(missing),
-            reason="; ".join(MISSING[what] for what in missing) or None,
+            reason=reason,
             evidence=slate.evidence,
             miscalibration=slate.miscalibration,
             removed=[Removed(*removed) for removed in slate.removed],
@@ -334,6 +315,12 @@ class Replica:
             miscalibration_before=slate.miscalibration_before if message.explain else None,
             profile=slate.profile,
         )
+
+    def reason(self, missing: Sequence[str]) -> str | None:
+        """Why an answer is degraded, in words, and counted; None where nothing is missing."""
+        for what in missing:
+            self.telemetry.degraded(what)
+        return "; ".join(MISSING[what] for what in missing) or None
 
     def _request(self, message: RankRequest | RecommendRequest, now: int, ranking: str) -> Request:
         items: Sequence[str | Item] | None = None
@@ -355,8 +342,15 @@ class Replica:
             exclude_seen=exclude_seen,
         )
 
-    async def _evidence(self, user: str, token: str | None) -> tuple[Evidence, tuple[str, ...]]:
-        """The user's evidence and what is missing of it."""
+    async def evidence(self, user: str, token: str | None) -> tuple[Evidence, tuple[str, ...]]:
+        """The user's evidence, and what is missing of it (keys of MISSING).
+
+        Args:
+            token: of a write that should count.
+
+        Raises:
+            RequestError: the token is not one of ours.
+        """
         places = intake.read_token(token) if token is not None else []
         if time.monotonic() < self._store_rest:
             return EMPTY, ("store",)
@@ -393,117 +387,23 @@ class Replica:
             now_ms=int(self.clock() * 1000),
         )
         self.telemetry.feedback_taken(len(taken.admitted), taken.refused)
-        places = await self.outbox.write(taken.admitted, self.settings.log_wait) if taken.admitted else []
         return FeedbackAnswer(
             accepted=len(taken.admitted),
             refused=taken.refused,
-            evidence_token=intake.evidence_token(self.outbox.log or "", places) if places else None,
+            evidence_token=await self.write(taken.admitted),
             results=taken.results,
         )
 
-    # -- versions ----------------------------------------------------------------------------------------------
-
-    async def models(self) -> ModelsAnswer:
-        """The registry as it is now."""
-        return await asyncio.to_thread(self._models)
-
-    def _models(self) -> ModelsAnswer:
-        pointer = self.registry.current()
-        versions = []
-        for version in reversed(self.registry.versions()):
-            try:
-                manifest = self.registry.manifest(version)
-            except RegistryError:  # damaged, or pruned meanwhile
-                continue
-            versions.append(
-                ModelSummary(
-                    version=version,
-                    current=pointer is not None and pointer.version == version,
-                    previous=pointer is not None and pointer.previous == version,
-                    created=manifest.created,
-                    parent=manifest.parent,
-                    metrics=manifest.metrics,
-                )
-            )
-        return ModelsAnswer(
-            current=None if pointer is None else pointer.version,
-            previous=None if pointer is None else pointer.previous,
-            generation=None if pointer is None else pointer.generation,
-            held=pointer is not None and pointer.held,
-            serving=None if self._serving is None else self._serving.version,
-            versions=versions,
-            decisions=[msgspec.to_builtins(decision) for decision in self.registry.decisions(20)],
-        )
-
-    async def promote(self, version: str, order: PromoteRequest) -> PointerAnswer:
-        """Move the pointer to this version.
+    async def write(self, written: Sequence[Event]) -> str | None:
+        """Write events and wait until the broker has them; returns their evidence token, None where there are none.
 
         Raises:
-            NotFound: there is no such version.
-            PromotionRefused: its verdict does not pass and nobody forces it.
-            RegistryError: it is damaged, or the pointer moved meanwhile.
+            LogUnavailable: the broker did not take them.
         """
-        self._insist(version)
-        verdict = await asyncio.to_thread(self._verdict, version)
-        moved = await asyncio.to_thread(
-            self.registry.promote, version, verdict, generation=order.generation, force=order.force, who="api"
-        )
-        return _pointer(moved)
-
-    async def rollback(self, version: str) -> PointerAnswer:
-        """Move the pointer back to this version and hold it there.
-
-        Raises:
-            NotFound: there is no such version.
-            RegistryError: it is damaged.
-        """
-        self._insist(version)
-        return _pointer(await asyncio.to_thread(self.registry.rollback, who="api", to=version))
-
-    def _insist(self, version: str) -> None:
-        if version not in self.registry.versions():
-            raise NotFound("version", version, "GET /v1/models lists the versions there are")
-
-    def _verdict(self, version: str) -> Verdict:
-        """The latest verdict that was recorded on this version."""
-        for decision in reversed(self.registry.decisions()):
-            if decision.version == version and decision.decision in ("pass", "hold", "refuse"):
-                return Verdict(cast(Decision, decision.decision), decision.reasons, decision.measures)
-        return Verdict("hold", ('nobody has judged this version; send {"force": true} to serve it all the same',))
-
-    # -- what it shows -----------------------------------------------------------------------------------------
-
-    async def fairness(self) -> FairnessAnswer:
-        """The monitor's sums in all and by window of the last day, oldest first.
-
-        Raises:
-            StoreUnavailable: the store is away.
-        """
-        since = int((self.clock() - WINDOWS_S) * 1000)
-        total, found = await self.reads.windows(name=TOTAL), await self.reads.windows(since)
-        return FairnessAnswer(
-            total=_window(total[-1][1]) if total else None, windows=[_window(raw) for _, raw in found]
-        )
-
-    async def targets(self) -> list[Target]:
-        """What Prometheus is to scrape.
-
-        Raises:
-            StoreUnavailable: the store is away.
-        """
-        found = await self.reads.targets()
-        return [Target(targets=[at], labels={"process": process}) for process, at in sorted(found.items())]
-
-    async def exposition(self) -> str:
-        """The metrics of every process that can be reached, on one page."""
-        try:
-            found = await self.reads.targets()
-        except StoreUnavailable:
-            found = {}
-        others = {process: at for process, at in found.items() if process != self.telemetry.process}
-        pages = await asyncio.gather(*(asyncio.to_thread(_page, at, self.tokens["metrics"]) for at in others.values()))
-        texts = {process: page for process, page in zip(others, pages, strict=True) if page is not None}
-        return merge_text({self.telemetry.process: self.telemetry.text(), **texts})
+        if not written:
+            return None
+        places = await self.outbox.write(written, self.settings.log_wait)
+        return intake.evidence_token(self.outbox.log or "", places)
 
 
 def seed_of(ranking: str) -> int:
@@ -539,25 +439,3 @@ def _event(
 
 def _fields(fields: Mapping[str, events.Value]) -> list[Field]:
     return [Field(name, value) for name, value in fields.items()]
-
-
-_window = msgspec.json.Decoder(Window).decode
-
-
-def _pointer(pointer: Pointer) -> PointerAnswer:
-    return PointerAnswer(
-        version=pointer.version, previous=pointer.previous, generation=pointer.generation, held=pointer.held
-    )
-
-
-def _page(address: str, token: str) -> str | None:
-    """The metrics page of another process, None where it does not answer in time."""
-    connection = http.client.HTTPConnection(address, timeout=1.0)
-    try:
-        connection.request("GET", "/metrics", headers={"Authorization": f"Bearer {token}"})
-        answer = connection.getresponse()
-        return answer.read().decode() if answer.status == 200 else None
-    except (OSError, http.client.HTTPException, UnicodeDecodeError):
-        return None
-    finally:
-        connection.close()

@@ -154,7 +154,7 @@ class Trainer:
         self.learner: Student = learner or Learner(config)
         self.gate = gate or Gate(group=config.learning.minimum_group)
         self.pace, self._clock, self._initial = pace or Pace(), clock, initial
-        self.joiner = Joiner(config, opening=True)
+        self.joiner = Joiner(config, opening=True, pairs=True)
         self.candidate = Sums(config, window=self.pace.slates)
         self.current = Sums(config, window=self.pace.slates)
         self._progress, self._rate = Progress(config), Rate(clock)

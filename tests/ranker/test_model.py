@@ -7,16 +7,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from ranker.batch import collate
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, parse
 from ranker.errors import RegistryError
-from ranker.evidence import EMPTY, Act, Evidence, Mean
+from ranker.evidence import EMPTY, Act, Answer, Evidence, Mean
 from ranker.features import Encoder
 from ranker.inference import Inference, Scores
 from ranker.join import Example
 from ranker.model import Model, _bags
+from ranker.slates import Compared
 from ranker.taste import Factor, Taste, fuse
 
 NOW = 1_700_000_000_000
@@ -152,6 +154,60 @@ def test_both_forms_agree_on_any_slates(built, slates):
         start = end
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, ITEMS + 3), st.integers(0, ITEMS + 3), st.sampled_from(["preferred", "both", "skip"])),
+        max_size=12,
+    ),
+    st.integers(0, 8),
+)
+def test_both_forms_take_answers_alike(built, told, acts):
+    settings_, model, known, inference = built
+    answers = tuple(Answer(f"a{n}", f"i{a}", f"i{b}", NOW, outcome) for n, (a, b, outcome) in enumerate(told))
+    example = replace(
+        some_example(("i1", "i2", "i3"), acts), evidence=structs.replace(some_evidence(acts), answers=answers)
+    )
+    with torch.no_grad():
+        out = model(collate([some_example(("i4",)), example], known, Encoder(settings_)))
+    taste = inference.taste(example.evidence, NOW)
+    assert taste.mean_K == pytest.approx(out.mean_UK[1].numpy(), abs=1e-4)
+    assert taste.sources["answers"] == sum(one.outcome != "skip" and one.preferred != one.over for one in answers)
+    found = score(inference, example.evidence, [1, 2, 3])
+    assert found.utility_N == pytest.approx(out.utility_R[1:].numpy(), abs=1e-3)
+
+
+def test_an_answer_raises_what_was_preferred_and_narrows_the_taste(built):
+    *_, inference = built
+    plain = some_evidence(6)
+    told = structs.replace(plain, answers=(Answer("a", "i1", "i2", NOW),))
+    before, after = inference.taste(plain, NOW), inference.taste(told, NOW)
+    margins = [float(np.diff(score(inference, evidence, [2, 1]).utility_N)[0]) for evidence in (plain, told)]
+    assert margins[1] > margins[0]
+    assert (np.diag(np.linalg.inv(after.precision_K)) <= 1 / before.precision_K + 1e-6).all()
+
+
+def test_a_comparisons_variance_is_that_of_its_users_taste(built):
+    settings_, model, known, inference = built
+    told = structs.replace(some_evidence(6), answers=(Answer("a", "i1", "i2", NOW), Answer("b", "i3", "i2", NOW)))
+    pair = (Compared(0, 1, 1.0),)
+    examples = [
+        replace(some_example(("i5", "i6")), pairs=pair),
+        replace(some_example(("i5", "i6")), evidence=told, pairs=pair),
+    ]
+    with torch.no_grad():
+        out = model(collate(examples, known, Encoder(settings_)))
+    phi_NK, intercept_N = inference.base(np.array([5, 6]))
+    difference_K = phi_NK[0] - phi_NK[1]
+    for place, example in enumerate(examples):
+        taste = inference.taste(example.evidence, NOW)
+        precision_KK = np.diag(taste.precision_K) if taste.precision_K.ndim == 1 else taste.precision_K
+        margin = difference_K @ taste.mean_K + intercept_N[0] - intercept_N[1]
+        assert float(out.margin_P[place]) == pytest.approx(margin, abs=1e-4)
+        wanted = difference_K @ np.linalg.solve(precision_KK, difference_K)
+        assert float(out.variance_P[place]) == pytest.approx(wanted, rel=1e-3)
+
+
 def test_a_score_does_not_depend_on_the_other_candidates_or_their_order(built):
     *_, inference = built
     evidence, rows = some_evidence(9), np.random.default_rng(0).permutation(ITEMS)
@@ -198,7 +254,7 @@ def test_without_history_the_taste_is_the_prior(built):
     precision_K, mean_K = model.history.prior()
     assert taste.mean_K == pytest.approx(mean_K.detach().numpy(), abs=1e-6)
     assert taste.precision_K == pytest.approx(precision_K.detach().numpy())
-    assert taste.sources == {"history": 0}
+    assert taste.sources == {"history": 0, "answers": 0}
 
 
 @settings(max_examples=20, deadline=None)
@@ -429,7 +485,7 @@ def test_every_weight_learns(built):
     ((out.logits_RT + out.tower_RT).square().sum() + out.utility_R.sum()).backward()
     idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     # no user or request number is declared here
-    assert set(idle) == {"numbers.user", "numbers.request"}
+    assert set(idle) == {"numbers.user", "numbers.request", "framing.place_PT", "framing.cross_RT"}
 
 
 # -- extremes ------------------------------------------------------------------------------------------------------

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ranker.catalogue import Catalogue, Item
-from ranker.config import Calibration, Config, Inputs, Objective, Serving
+from ranker.config import Calibration, Config, Inputs, Objective, Preference, Serving
 from ranker.errors import RequestError
-from ranker.evidence import EMPTY, Act, Evidence
+from ranker.evidence import EMPTY, Act, Answer, Evidence
 from ranker.inference import Inference
 from ranker.model import Model
 from ranker.pipeline import Pipeline, Request, explore
@@ -27,6 +27,7 @@ CONFIG = Config(
     interests="genres",
     scale="tiny",
     serving=Serving(slate=10, candidates=30, swap=0.0),
+    preference=Preference(weight=0.0),
 )
 NOW = 1_700_000_000_000
 
@@ -69,9 +70,31 @@ def test_the_slate_is_ordered_by_the_weighted_sum_of_the_probabilities(pipeline)
 
 def test_weights_of_a_request_replace_those_they_name(pipeline):
     slate = pipeline.rank(Request(user="u", items=["i1", "i2"], now=NOW, weights={"dismiss": -5.0}))
-    assert slate.weights == {"click": 1.0, "like": 2.0, "dismiss": -5.0}
+    assert slate.weights == {"click": 1.0, "like": 2.0, "dismiss": -5.0, "preference": 0.0}
     item = slate.items[0]
     assert item.utility == pytest.approx(item.probabilities[0] + 2 * item.probabilities[1] - 5 * item.probabilities[2])
+
+
+def test_the_base_utility_counts_as_much_as_asked(pipeline):
+    slate = pipeline.rank(
+        Request(user="u", items=["i1", "i2", "i3"], now=NOW, explain=True, weights={"preference": 3.0})
+    )
+    for item in slate.items:
+        click, like, dismiss = item.probabilities
+        assert item.utility == pytest.approx(click + 2 * like - dismiss + 3 * item.preference, abs=1e-6)
+    by_reward = sorted(slate.items, key=lambda item: item.reward)
+    assert [item.id for item in by_reward] == [item.id for item in sorted(slate.items, key=lambda i: i.preference)]
+
+
+def test_answers_move_the_slate_and_are_counted(pipeline):
+    items = ["i1", "i2", "i3", "i4"]
+    before = pipeline.rank(Request(user="u", items=items, now=NOW, weights={"preference": 5.0}))
+    last = before.items[-1].id
+    answers = tuple(Answer(f"a{n}", last, other.id, NOW) for n, other in enumerate(before.items[:-1]))
+    asked = Request(user="u", items=items, now=NOW, weights={"preference": 5.0})
+    after = pipeline.rank(asked, Evidence(answers=answers))
+    assert after.evidence == {"history": 0, "answers": 3}
+    assert [item.id for item in after.items].index(last) < 3
 
 
 @pytest.mark.parametrize(
@@ -108,7 +131,7 @@ def test_the_first_of_equal_candidates_counts_and_the_slate_says_so(pipeline):
 def test_unknown_items_and_unknown_users_are_ranked(pipeline):
     slate = pipeline.rank(Request(user="nobody", items=["i1", "never-seen", "never-seen-2"], now=NOW))
     assert len(slate.items) == 3
-    assert slate.evidence == {"history": 0}
+    assert slate.evidence == {"history": 0, "answers": 0}
     assert slate.miscalibration is None
     by_id = {item.id: item.utility for item in slate.items}
     assert by_id["never-seen"] == pytest.approx(by_id["never-seen-2"], abs=0.05)

@@ -1,0 +1,133 @@
+"""Comparisons to learn base rewards from: answered, or derived from grades and clicks (PReF, shenfeld2025language).
+
+The rules of derivation:
+- *graded*: of two items that a person graded differently, the better graded is preferred; each new grade is compared
+  with one earlier act of the same kind, and that act is taken out of the context, so nothing is its own evidence;
+- *skip above* (joachims2002optimizing): what earned more is preferred to a neighbour shown above it that earned less,
+  for that one was seen. Where positions are unknown, any row of the slate may stand for the skipped one.
+
+Axes: N items of a slate, T objectives.
+"""
+
+import dataclasses
+import zlib
+
+import numpy as np
+from msgspec.structs import replace
+from numpy.typing import NDArray
+
+from ranker.events import Comparison, Interaction, fields_of
+from ranker.evidence import Answer, Evidence
+from ranker.slates import Compared, Example
+
+#: what an answer is worth: 1 for what was preferred, one half where both or neither were
+SHARES = {"preferred": 1.0, "both": 0.5, "neither": 0.5}
+#: comparisons taken from one slate
+MOST = 2
+
+
+def answered(event: Comparison, evidence: Evidence, objectives: int) -> Example | None:
+    """An answer as an example, in the light of all that was known before it; None where it says nothing."""
+    if event.outcome not in SHARES or event.preferred == event.over:
+        return None
+    answer = Answer(
+        event.id, event.preferred, event.over, event.time, event.outcome, event.question, fields_of(event.fields)
+    )
+    pair = Compared(0, 1, SHARES[event.outcome], answer)
+    return _example(event, evidence, (event.preferred, event.over), objectives, pair)
+
+
+def graded(event: Interaction, evidence: Evidence, objectives: int) -> Example | None:
+    """A grade against an earlier one, which the event's own name draws; None where no other grade differs."""
+    if event.value is None:
+        return None
+    others = [
+        act
+        for act in evidence.history
+        if act.type == event.type and act.value not in (None, event.value) and act.item != event.item
+    ]
+    if not others:
+        return None
+    other = others[zlib.crc32(f"{event.user}\0{event.item}".encode("utf-8", "surrogatepass")) % len(others)]
+    better = event.value > (other.value or 0.0)
+    items = (event.item, other.item) if better else (other.item, event.item)
+    context = replace(evidence, history=tuple(act for act in evidence.history if act is not other))
+    return _example(event, context, items, objectives, Compared(0, 1, 1.0))
+
+
+def skipped(example: Example, weights_T: NDArray[np.floating]) -> Example | None:
+    """What earned more against what was skipped above it, from a slate with all its labels; None where nothing was.
+
+    Args:
+        weights_T: of the objectives; 0 for those that are not labels of a choice.
+    """
+    gain_N = (example.labels_NT * (example.mask_NT > 0)) @ np.asarray(weights_T, np.float32)
+    if not gain_N.max(initial=0.0) > 0:
+        return None
+    place_N = example.positions
+    pairs = []
+    for one in np.argsort(-gain_N, kind="stable")[:MOST].tolist():
+        if gain_N[one] <= 0:
+            break
+        worse_N = gain_N < gain_N[one]
+        if place_N[one] >= 0:
+            worse_N &= (place_N >= 0) & (place_N < place_N[one])
+        others = np.flatnonzero(worse_N)
+        if len(others):
+            draw = zlib.crc32(f"{example.ranking}\0{one}".encode("utf-8", "surrogatepass"))
+            pairs.append((one, int(others[draw % len(others)])))
+    if not pairs:
+        return None
+    rows = sorted({row for pair in pairs for row in pair})
+    items = tuple(example.items[row] for row in rows)
+    empty_NT = np.zeros((len(rows), example.labels_NT.shape[1]), np.float32)
+    return dataclasses.replace(
+        example,
+        items=items,
+        # where they stood is spent on the rule above; a tower has no say in what was preferred
+        positions=np.full(len(rows), -1, np.int32),
+        labels_NT=empty_NT,
+        mask_NT=empty_NT,
+        served_NT=None,
+        predicted_NT=None,
+        inline={name: example.inline[name] for name in items if name in example.inline},
+        closing=False,
+        pairs=tuple(Compared(rows.index(one), rows.index(other), 1.0) for one, other in pairs),
+    )
+
+
+def places(answer: Answer) -> tuple[int, int]:
+    """Where the preferred and the other item stood when they were shown: 0 first, 1 second, -1 unknown."""
+    first = answer.condition.get("shown_first")
+    if first not in (answer.preferred, answer.over):
+        return -1, -1
+    return (0, 1) if first == answer.preferred else (1, 0)
+
+
+def wording(answer: Answer) -> int:
+    """A code for the words in which it was asked, -1 where that is not known."""
+    key = answer.condition.get("wording")
+    return -1 if key is None else zlib.crc32(str(key).encode("utf-8", "surrogatepass"))
+
+
+def said(evidence: Evidence) -> tuple[Answer, ...]:
+    """The answers that say something: no skips, and two different items."""
+    return tuple(one for one in evidence.answers if one.outcome in SHARES and one.preferred != one.over)
+
+
+def _example(
+    event: Comparison | Interaction, evidence: Evidence, items: tuple[str, str], objectives: int, pair: Compared
+) -> Example:
+    empty_NT = np.zeros((2, objectives), np.float32)
+    return Example(
+        ranking="",
+        user=event.user,
+        time=event.time,
+        evidence=evidence,
+        request={},
+        items=items,
+        positions=np.full(2, -1, np.int32),
+        labels_NT=empty_NT,
+        mask_NT=empty_NT,
+        pairs=(pair,),
+    )
