@@ -319,10 +319,15 @@ def _genuine(said: _Said, population: Population, doubt: Doubt, weight_A: Array)
 
 def _alone(said: _Said, spread: float) -> Array:
     """The same where nothing is known of the margins, so that those of different pairs are independent: quadrature."""
-    asked_P = np.bincount(said.pair_A)[:, None]
-    first_P = np.bincount(said.pair_A, said.said_A)[:, None]
+    asked_P1 = np.bincount(said.pair_A)[:, None]
+    first_P1 = np.bincount(said.pair_A, said.said_A)[:, None]
+    tied_P1 = np.bincount(said.pair_A, said.said_A == 0.5)[:, None]
     margin_G = spread * _MARGINS_G
-    log_P = np.logaddexp.reduce(asked_P * log_expit(-margin_G) + first_P * margin_G + _MARGIN_MASS_G, axis=1)
+    log_PG = asked_P1 * log_expit(-margin_G) + first_P1 * margin_G + _MARGIN_MASS_G
+    log_P = np.logaddexp.reduce(log_PG, axis=1)
+    if tied_P1.any():  # a tie alone is no sign of any class: what was not tied is judged by what the ties leave open
+        tied_PG = tied_P1 * (log_expit(-margin_G) + margin_G / 2) + _MARGIN_MASS_G
+        log_P -= np.logaddexp.reduce(tied_PG, axis=1) - tied_P1[:, 0] * math.log(0.5)
     found: Array = np.bincount(said.unit_P, log_P, minlength=said.units).astype(np.float64, copy=False)
     return found
 
