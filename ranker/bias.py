@@ -1,7 +1,7 @@
 """What moves a label besides taste: the shallow tower of zhao2019recommending, dropped at serving.
 
-A context (where an item stood, on which device; later: which of two answers stood first, how the question was
-worded) adds to the logit of the biased objectives in training. Axes: R rows, C codes, P places, T objectives.
+A context (where an item stood, on which device; which of two stood first, how the question was worded) adds to the
+logit of the biased objectives in training. Axes: R rows, C codes, P places, T objectives.
 """
 
 import numpy as np
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 #: places below this have a row each, deeper ones share rows by the doubling: position bias is smooth down there
 NEAR = 48
 PLACES = NEAR + 4 * 12
+#: codes of the wordings of a question: which of the two rather, or which to skip
+WORDINGS = {"rather": 0, "skip": 1}
 
 
 class BiasTower(nn.Module):
@@ -75,6 +77,31 @@ class BiasTower(nn.Module):
         sums_PT = torch.zeros_like(self.usual_PT).index_add(0, places_R, logits_RT)
         mean_PT = sums_PT / torch.bincount(places_R, minlength=PLACES)[:, None]
         self.usual_PT.copy_(torch.where(mean_PT.isfinite(), torch.lerp(self.usual_PT, mean_PT, 0.1), self.usual_PT))
+
+
+def framing(tower: BiasTower, first_R: Tensor, wording_R: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """What the way of asking adds to the logit of "preferred over the other one", (R,); 0 where it is unknown.
+
+    Each of the two items stood at a place, first or second, under a wording: preferred minus other of the tower's
+    logits. So the pair's logit is its margin of utility plus this, and the margin is learned without the framing.
+
+    Shapes: first_R (R,), 0 where the preferred item was shown first, 1 where second, -1 unknown; wording_R (R,) a code
+    of WORDINGS, -1 unknown.
+
+    Args:
+        tower: of a single objective, which is biased.
+        generator: draws the feature dropout while training, of both places together; none is dropped without it.
+
+    Source: the shallow tower of Zhao et al. 2019 on another context; the constructed answers of ghafouri2026annotation
+    are those that follow it.
+    """
+    if tower.training and generator is not None:
+        kept_R = torch.rand(len(first_R), generator=generator) >= tower.dropout
+        first_R = torch.where(kept_R, first_R, -1)
+    other_R = torch.where(first_R >= 0, 1 - first_R, -1)
+    codes_R1 = wording_R[:, None]
+    moved_R1: Tensor = tower(first_R, codes_R1) - tower(other_R, codes_R1)
+    return moved_R1[:, 0]
 
 
 def bucket(positions_R: Tensor) -> Tensor:

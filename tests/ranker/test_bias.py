@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranker.bias import PLACES, BiasTower, bucket
+from ranker.bias import PLACES, WORDINGS, BiasTower, bucket, framing
 
 
 def tower(biased: list[bool] | None = None) -> BiasTower:
@@ -89,3 +89,70 @@ def test_a_row_does_not_depend_on_its_neighbours(rows):
     alone = torch.cat([bias(positions[n : n + 1], context[n : n + 1]) for n in range(len(rows))])
     assert torch.equal(together, alone)
     assert together.isfinite().all()
+
+
+def test_the_framing_of_an_answer_is_that_of_its_places_and_turns_with_them():
+    bias = tower([True])
+    first_R, wording_R = torch.tensor([0, 1, 0, 1, -1]), torch.tensor([0, 0, -1, -1, 1])
+    found_R = framing(bias, first_R, wording_R)
+    assert found_R[0] == -found_R[1]
+    assert found_R[2] == -found_R[3] == bias.place_PT[0, 0] - bias.place_PT[1, 0]
+    assert found_R[0] != found_R[2]
+    assert found_R[4] == 0
+
+
+def test_framing_drops_both_places_of_an_answer_together():
+    bias, generator = tower([True]).train(), torch.Generator().manual_seed(0)
+    first_R, wording_R = torch.zeros(3000, dtype=torch.int64), torch.full((3000,), -1)
+    found_R = framing(bias, first_R, wording_R, generator)
+    whole = (bias.place_PT[0, 0] - bias.place_PT[1, 0]).item()
+    assert set(found_R.tolist()) == {0.0, whole}
+    assert 0.08 < (found_R == 0).float().mean() < 0.12
+
+
+def asked(rng, answers=12_000, items=20, users=60):
+    """Answers of known tastes where the better liked item tends to stand first, and first and wording move them."""
+    quality_I, phi_I, z_U = rng.normal(size=items), rng.normal(size=items), rng.normal(size=users)
+    user_R, one_R = rng.integers(0, users, answers), rng.integers(0, items, answers)
+    other_R = (one_R + rng.integers(1, items, answers)) % items
+    wording_R = rng.integers(-1, 2, answers)
+    first_R = rng.random(answers) < 1 / (1 + np.exp(-2 * (quality_I[one_R] - quality_I[other_R])))
+    # the first one gains .8; where "skip" is asked, picking it costs it 1.2
+    lean_R = np.where(first_R, 1, -1) * np.select([wording_R == 1, wording_R == 0], [-0.4, 0.8], 0.6)
+    margin_R = quality_I[one_R] - quality_I[other_R] + z_U[user_R] * (phi_I[one_R] - phi_I[other_R])
+    won_R = rng.random(answers) < 1 / (1 + np.exp(-margin_R - lean_R))
+    better, worse = np.where(won_R, one_R, other_R), np.where(won_R, other_R, one_R)
+    place_R = np.where(won_R == first_R, 0, 1)
+    rows = tuple(map(torch.from_numpy, (user_R, better, worse, place_R, wording_R)))
+    return rows, quality_I, np.outer(z_U, phi_I)
+
+
+def learned(rows, *, with_tower):
+    user_R, better_R, worse_R, place_R, wording_R = rows
+    generator = torch.Generator().manual_seed(0)
+    bias = BiasTower([True], rows=256, dropout=0.0).train()
+    quality_I = torch.zeros(20, requires_grad=True)
+    phi_I, z_U = (torch.randn(n, generator=generator).requires_grad_() for n in (20, 60))
+    adam = torch.optim.Adam([quality_I, phi_I, z_U, *bias.parameters()], lr=0.05)
+    for _ in range(200):
+        margin_R = quality_I[better_R] - quality_I[worse_R] + z_U[user_R] * (phi_I[better_R] - phi_I[worse_R])
+        logit_R = margin_R + framing(bias, place_R, wording_R) if with_tower else margin_R
+        prior = z_U.square().sum() + phi_I.square().sum() + quality_I.square().sum()
+        loss = -torch.nn.functional.logsigmoid(logit_R).sum() + prior / 2
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+    return bias.eval(), quality_I.detach().numpy(), torch.outer(z_U, phi_I).detach().numpy()
+
+
+def test_framing_recovers_first_shown_and_wording_and_the_tastes_without_them():
+    rows, quality_I, tastes_UI = asked(np.random.default_rng(0))
+    bias, with_I, with_UI = learned(rows, with_tower=True)
+    _, without_I, _ = learned(rows, with_tower=False)
+    first_R, wording_R = torch.zeros(3, dtype=torch.int64), torch.tensor([WORDINGS["rather"], WORDINGS["skip"], -1])
+    assert framing(bias, first_R, wording_R).tolist() == pytest.approx([0.8, -0.4, 0.6], abs=0.15)
+    centred = [found - found.mean() for found in (quality_I, with_I, without_I)]
+    error, naive = (np.abs(found - centred[0]).mean() for found in centred[1:])
+    assert error < 0.1 < naive
+    apart = [table - table.mean(1, keepdims=True) for table in (tastes_UI, with_UI)]
+    assert np.corrcoef(apart[0].ravel(), apart[1].ravel())[0, 1] > 0.95
