@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -149,11 +150,12 @@ def parser() -> argparse.ArgumentParser:
     experiment.add_argument("rest", nargs=argparse.REMAINDER, help="options of the experiment")
 
     run = commands.add_parser("run", parents=[common])  # one process of `up` or `serve`; no help on purpose
-    run.add_argument("part", choices=(*PARTS, "audience"))
+    run.add_argument("part", choices=(*PARTS, "audience", "first"))
     run.add_argument("--config", type=Path)
     run.add_argument("--child", action="store_true")
     run.add_argument("--data", default="")
     run.add_argument("--visits", type=float, default=10.0)
+    run.add_argument("--pipe", type=int)
     run.set_defaults(handler=_run)
     return top
 
@@ -188,9 +190,15 @@ def _serve(args: argparse.Namespace, console: Console) -> Any:
 
 
 def _run(args: argparse.Namespace, console: Console) -> Any:
-    from services import loops
+    if args.part == "first":
+        from services import up
 
-    loops.run(args.part, args.config, child=args.child, data=args.data, visits=args.visits)
+        with Connection(args.pipe) as pipe:
+            up.first(pipe)
+    else:
+        from services import loops
+
+        loops.run(args.part, args.config, child=args.child, data=args.data, visits=args.visits)
 
 
 def _train(args: argparse.Namespace, console: Console) -> Any:

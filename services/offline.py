@@ -16,7 +16,6 @@ from ranker import datasets, simulation
 from ranker.config import Config
 from ranker.errors import DataError, EventError
 from ranker.events import Event
-
 from services.settings import Settings
 
 # what needs torch is imported where it is used: `up` reads logs and configurations by this file and stays small

@@ -10,13 +10,16 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console
@@ -26,22 +29,25 @@ from ranker.config import Config
 from ranker.datasets import movielens
 from ranker.errors import ConfigError, PlurankError, RegistryError
 from ranker.events import Event
-from ranker.registry import Registry
 from ranker.simulation import Audience
 from services import audience, live, offline, status
 from services.client import Client
 from services.embedded import Broker, Valkey
 from services.settings import Settings
-from services.supervisor import Supervisor, sweep
+from services.supervisor import Supervisor, die_with_parent, sweep
 from services.tokens import Tokens
 from streaming import log
 from streaming.log import Writer
 from streaming.monitor import GROUP as MONITOR
 from streaming.profiles import GROUP as PROFILES
 from streaming.replay import replay
-from streaming.trainer import GROUP as TRAINER
 
-GROUPS = (PROFILES, TRAINER, MONITOR)
+# torch is kept out of this process, which only looks after the others: 300 MB, and half as much again in training
+if TYPE_CHECKING:
+    from ranker.registry import Registry
+
+#: the loops' consumer groups; the trainer's by its name, for its module loads torch
+GROUPS = (PROFILES, "plurank-trainer", MONITOR)
 #: seconds a stop may take in all, and what of them the loops get to read what is there
 STOP_S, DRAIN_S = 7.0, 1.5
 READY_S = 120.0
@@ -82,6 +88,89 @@ class _Running:
         self.console.print(text, markup=False, soft_wrap=True)
 
 
+class _Learning:
+    """The process that learns the first version, and that knows before which one is served; its memory ends with it.
+
+    It leads a session of its own, so that a Ctrl-C reaches only `up`, and writes where `up` writes.
+
+    Attributes:
+        served: the version that is served already, if any.
+
+    Raises:
+        ConfigError: that version is of another kind than what is asked for.
+    """
+
+    def __init__(self, plan: Plan, settings: Settings, console: Console) -> None:
+        self._pipe, theirs = Pipe()
+        command = [sys.executable, "-m", "services.cli", "run", "first", "--child", "--pipe", str(theirs.fileno())]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True
+        )
+        theirs.close()
+        try:
+            self.served = self._ask((plan, settings, console.stderr))
+        except BaseException:
+            self.close()
+            raise
+
+    def learn(self) -> None:
+        """Learn the first version and promote it."""
+        self.served = self._ask("learn")
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.terminate()
+        try:
+            self._process.wait(2.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._pipe.close()
+
+    def _ask(self, message: object) -> str | None:
+        try:
+            self._pipe.send(message)
+            found: str | PlurankError | None = self._pipe.recv()
+        except (EOFError, OSError):
+            raise RegistryError("first version", None, "the process that learns it ended, see above") from None
+        if isinstance(found, PlurankError):
+            raise found
+        return found
+
+
+def first(pipe: Connection) -> None:
+    """The other end of `_Learning`: says which version is served; where there is none, learns one when told to."""
+    from ranker.registry import Registry
+
+    die_with_parent()
+    with contextlib.suppress(EOFError):
+        plan, settings, stderr = pipe.recv()
+        try:
+            registry = Registry(settings.registry_dir)
+            fits(settings.config, registry)
+            pointer = registry.current()
+            pipe.send(pointer and pointer.version)
+            if pointer is not None:
+                return
+            pipe.recv()
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a progress bar gives the cursor back
+            history, total = _history(plan)
+            version, _ = offline.first_version(
+                settings.config,
+                history,
+                registry,
+                Console(stderr=stderr, highlight=False),
+                epochs=2 if settings.config.scale != "tiny" else 1,
+                data=", ".join(plan.data),
+                total=total,
+            )
+            pipe.send(version)
+        except PlurankError as error:
+            pipe.send(error)
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def up(plan: Plan, console: Console) -> dict[str, Any]:
     """Start everything, show one line a second until told to stop, end everything.
 
@@ -96,11 +185,12 @@ def up(plan: Plan, console: Console) -> dict[str, Any]:
             config = msgspec.structs.replace(config, scale=plan.scale)
         state = str(plan.state.absolute())
         settings = Settings(config=config, state=state, port=plan.port, replicas=plan.replicas)
-        fits(config, Registry(settings.registry_dir))
+        learning = _Learning(plan, settings, console)
         running = _Running(Supervisor(plan.state / "log"), settings, console)
         facts: dict[str, Any] = {}
         try:
-            _start(plan, running, begun)
+            with contextlib.closing(learning):
+                _start(plan, running, learning, begun)
             facts = _watch(running, plan.seconds)
         except KeyboardInterrupt:
             facts = live.gather(settings.state_dir)
@@ -111,8 +201,8 @@ def up(plan: Plan, console: Console) -> dict[str, Any]:
         return facts
 
 
-def _start(plan: Plan, running: _Running, begun: float) -> None:
-    console, supervisor = running.console, running.supervisor
+def _start(plan: Plan, running: _Running, learning: _Learning, begun: float) -> None:
+    supervisor = running.supervisor
     state = running.settings.state_dir
     for old in (state / "status").glob("*.json"):
         old.unlink()
@@ -138,19 +228,14 @@ def _start(plan: Plan, running: _Running, begun: float) -> None:
     _run(supervisor, "profiles", path)
     _run(supervisor, "monitor", path)
 
-    history, total = _history(plan)
+    history, _ = _history(plan)
     if not settled:
         sent = _send(history(), settings)
         running.say(f"history   {sent:,} events into the log")
-    registry = Registry(settings.registry_dir)
-    pointer = registry.current()
-    if pointer is None:
-        epochs = 2 if settings.config.scale != "tiny" else 1
-        data = ", ".join(plan.data)
-        offline.first_version(settings.config, history, registry, console, epochs=epochs, data=data, total=total)
-        pointer = registry.current()
+    if learning.served is None:
+        learning.learn()
     else:
-        running.say(f"model     {pointer.version} out of {settings.registry_dir}")
+        running.say(f"model     {learning.served} out of {settings.registry_dir}")
     _run(supervisor, "trainer", path)
     running.say("loops     profiles, trainer, monitor; their words are in " + str(supervisor.logs))
     running.timings["started"] = time.monotonic() - begun
@@ -176,7 +261,7 @@ def _start(plan: Plan, running: _Running, begun: float) -> None:
         running.say("audience  none: there is no truth to simulate one from; `plurank replay` sends events\n")
 
 
-def fits(config: Config, registry: Registry) -> None:
+def fits(config: Config, registry: "Registry") -> None:
     """See to it that the state goes on with the same kind of model; weights and rates may change between starts.
 
     Raises:

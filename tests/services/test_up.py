@@ -1,3 +1,4 @@
+import contextlib
 import io
 import json
 import os
@@ -10,14 +11,16 @@ import msgspec
 import pytest
 from rich.console import Console
 
+from ranker import events
 from ranker.config import Calibration
-from ranker.errors import ConfigError
+from ranker.errors import ConfigError, DataError, RegistryError
 from ranker.registry import Registry
 from ranker.simulation import Population, Tastes
 from services import settings as settings_file
 from services import up
 from services.offline import configuration_of, first_version
 from services.settings import Settings
+from streaming import monitor, profiles, trainer
 
 
 def quiet() -> Console:
@@ -79,3 +82,40 @@ def test_a_state_of_another_model_is_refused_before_anything_starts(tmp_path: Pa
         up.fits(msgspec.structs.replace(synthetic, scale="small"), registry)
     with pytest.raises(ConfigError, match="another folder with --state"):
         up.fits(configuration_of(["ml-100k"], None, console), registry)
+
+
+def test_the_groups_are_those_of_the_loops() -> None:
+    assert (profiles.GROUP, trainer.GROUP, monitor.GROUP) == up.GROUPS
+
+
+def test_up_itself_loads_no_torch() -> None:
+    heavy = "import sys, services.up, services.cli; print([name for name in ('torch', 'faiss') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", heavy], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_the_first_version_is_learned_in_a_process_of_its_own_that_ends(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    people = Population(Tastes(users=5, items=8, seed=0))
+    log.write_bytes(b"\n".join(events.encode(event) for event in people.events(ratings=2)))
+    plan = up.Plan(data=(str(log),), state=tmp_path)
+    settings = Settings(config=configuration_of(["synthetic"], None, quiet()), state=str(tmp_path))
+    with contextlib.closing(up._Learning(plan, settings, quiet())) as learning:
+        assert learning.served is None
+        learning.learn()
+        assert learning.served == Registry(settings.registry_dir).current().version
+    assert learning._process.returncode is not None
+    other = msgspec.structs.replace(settings, config=msgspec.structs.replace(settings.config, scale="small"))
+    with pytest.raises(ConfigError, match="another folder with --state"):
+        up._Learning(plan, other, quiet())
+
+
+def test_what_hinders_the_first_version_is_told_as_it_is_and_a_process_that_ended_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").touch()
+    settings = Settings(config=configuration_of(["synthetic"], None, quiet()), state=str(tmp_path))
+    plan = up.Plan(data=(str(tmp_path / "empty.jsonl"),), state=tmp_path)
+    with contextlib.closing(up._Learning(plan, settings, quiet())) as learning:
+        with pytest.raises(DataError, match="no events"):
+            learning.learn()
+        with pytest.raises(RegistryError, match="ended, see above"):
+            learning.learn()
