@@ -198,7 +198,8 @@ def by_model(config: Config, weights: Weights, catalogue: Catalogue, objectives:
         )
         chances_NT = np.full(case.labels_NT.shape, np.nan)
         chances_NT[:, list(objectives)] = scores.probabilities_NT
-        return utility(config, scores.probabilities_NT), chances_NT
+        preferred_N = inference.preferred(taste, scores.utility_N)
+        return utility(config, scores.probabilities_NT) + config.preference.weight * preferred_N, chances_NT
 
     return score
 
@@ -370,6 +371,6 @@ def _learned(
         say(f"{name}: pass {number + 1} of {passes}")
         uncount(learner.model.state_dict())
         held = splitter.mark()
-        for _ in train((event for event in log() if not held(event)), learner, Joiner(config), rows=rows):
+        for _ in train((event for event in log() if not held(event)), learner, Joiner(config, pairs=True), rows=rows):
             pass
     return learner
