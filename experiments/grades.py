@@ -2,8 +2,9 @@
 
 A log's grades become comparisons: of two items that a user graded differently, the better graded one is preferred. A
 value outside a ranking is a grade itself (stars). With rankings, what was shown is 0, any interaction without a value
-makes it 1, and one that says "not this" -1; the last word counts. People are split, never pairs: those of the test
-part are never trained on.
+makes it 1, and one that says "not this" -1; the last word counts. Grades less than a twentieth of the scale apart are
+no preference (on a slider of 20 points a tenth is noise). People are split, never pairs: those of the test part are
+never trained on.
 
 Axes: U users, I items, N grades, P comparisons, K base rewards.
 """
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from experiments import report
+from experiments.report import Row
 from ranker import datasets
 from ranker.errors import DataError
 from ranker.events import Interaction, Ranking
@@ -29,12 +31,19 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Grades:
-    """Each user's graded items, oldest first: `items[u]` rows into `names`, `values[u]` their grades."""
+    """Each user's graded items, oldest first.
+
+    Attributes:
+        items: by user, rows into `names`.
+        values: their grades.
+        apart: grades closer than this are no preference.
+    """
 
     name: str
     names: list[str]
     items: list[Rows]
     values: list[Array]
+    apart: float = 0.0
 
     def __len__(self) -> int:
         return len(self.items)
@@ -86,7 +95,8 @@ def load(paths: Sequence[Path] | None, *, least: int = 16, most: int = 5000) -> 
     name = "MovieLens-100K" if paths is None else report.data_name(paths)
     if len(items) < 50:
         raise DataError(name, f"{len(items)} users", f"name a log in which 50 users grade {least} or more items")
-    return Grades(name, list(rows), items, values)
+    everything = np.concatenate(values)
+    return Grades(name, list(rows), items, values, float(everything.max() - everything.min()) / 20)
 
 
 def split(users: int, seed: int, *, test: float = 0.3) -> tuple[Rows, Rows]:
@@ -96,20 +106,26 @@ def split(users: int, seed: int, *, test: float = 0.3) -> tuple[Rows, Rows]:
     return order[:cut], order[cut:]
 
 
-def comparisons(items: Rows, values: Array, count: int, rng: np.random.Generator) -> Rows:
-    """Up to `count` distinct random pairs (preferred, over) of items with different grades, (P, 2)."""
+def comparisons(items: Rows, values: Array, count: int, rng: np.random.Generator, *, apart: float = 0.0) -> Rows:
+    """Up to `count` distinct random pairs (preferred, over) of items graded at least `apart` differently, (P, 2)."""
     one, other = np.triu_indices(len(items), 1)
-    unequal = np.flatnonzero(values[one] != values[other])
+    unequal = np.flatnonzero(differ(values[one], values[other], apart))
     chosen = rng.choice(unequal, min(count, len(unequal)), replace=False)
     one, other = one[chosen], other[chosen]
     swap = values[one] < values[other]
     return np.stack([np.where(swap, items[other], items[one]), np.where(swap, items[one], items[other])], 1)
 
 
+def differ(one: Array, other: Array, apart: float) -> NDArray[np.bool_]:
+    """Whether two grades are a preference."""
+    gap = np.abs(one - other)
+    return (gap > 0) & (gap >= apart)
+
+
 def many(grades: Grades, users: Rows, count: int, rng: np.random.Generator) -> tuple[Rows, Rows]:
     """Random comparisons of many users at once, for training: which user (P,), by place, and (preferred, over) (P, 2).
 
-    Draws `count` pairs of each, with repetition; those graded alike are dropped.
+    Draws `count` pairs of each, with repetition; those that are no preference are dropped.
     """
     sizes_U = np.array([len(grades.items[user]) for user in users])
     starts_U = np.cumsum(sizes_U) - sizes_U
@@ -118,9 +134,25 @@ def many(grades: Grades, users: Rows, count: int, rng: np.random.Generator) -> t
     who_P = np.repeat(np.arange(len(users)), count)
     one_P, other_P = starts_U[who_P] + (rng.random((2, len(who_P))) * sizes_U[who_P]).astype(np.int64)
     better = values_N[one_P] > values_N[other_P]
-    unequal = values_N[one_P] != values_N[other_P]
+    unequal = differ(values_N[one_P], values_N[other_P], grades.apart)
     preferred, over = np.where(better, one_P, other_P), np.where(better, other_P, one_P)
     return who_P[unequal], np.stack([items_N[preferred], items_N[over]], 1)[unequal]
+
+
+def nested(arm: str, metric: str, users_S: Sequence[Array], *, seed: int = 0, rounds: int = 2000) -> Row:
+    """The mean of a value per user (by seed) with a 95 % interval that resamples seeds, and users within them.
+
+    Example:
+        >>> row = nested("a", "accuracy", [np.array([0.5, 0.7]), np.array([0.6, 0.6])])
+        >>> round(row.mean, 3), row.n, row.low < 0.6 < row.high
+        (0.6, 4, True)
+    """
+    rng = np.random.default_rng(seed)
+    means_BS = np.stack([mine[rng.integers(len(mine), size=(rounds, len(mine)))].mean(1) for mine in users_S], 1)
+    drawn_B = np.take_along_axis(means_BS, rng.integers(len(users_S), size=means_BS.shape), 1).mean(1)
+    low, high = np.quantile(drawn_B, [0.025, 0.975])
+    mean = float(np.mean([mine.mean() for mine in users_S]))
+    return Row(arm=arm, metric=metric, mean=mean, low=float(low), high=float(high), n=sum(map(len, users_S)))
 
 
 def factors(grades: Grades, users: Rows, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -103,16 +103,43 @@ def gains(mean_K: Array, precision_KK: Array, pool_PK: Array, intercept_P: Array
     """Expected information of every pair of the pool, nats, (P, P) symmetric with a zero diagonal.
 
     Source: D-optimal design, 1/2 log det of the posterior precision after the answer: 1/2 log(1 + s'(m) v'M^-1 v) with
-    m the expected margin. PReF's code squares s'; DESIGN measured no difference, and this is the exact determinant.
+    m the expected margin. PReF's code squares s'; this is the exact determinant.
     """
-    root_KK = np.linalg.cholesky(_full(precision_KK))
-    scaled_KP = np.linalg.solve(root_KK, pool_PK.T)
-    gram_PP = scaled_KP.T @ scaled_KP
-    own_P = np.diag(gram_PP)
-    spread_PP = np.maximum(own_P[:, None] + own_P[None, :] - 2 * gram_PP, 0)
+    covariance_KK: Array = np.linalg.inv(_full(precision_KK)).astype(np.float64)
+    found: Array = 0.5 * np.log1p(_weights(mean_K, pool_PK, intercept_P) * _spread(pool_PK, covariance_KK))
+    return found
+
+
+def reductions(mean_K: Array, precision_KK: Array, pool_PK: Array, intercept_P: Array, aim_KK: Array) -> Array:
+    """By how much each pair's answer is expected to lower the variance of utilities, (P, P), symmetric, zero diagonal.
+
+    Args:
+        aim_KK: covariance of the base rewards of the items that will be ranked.
+
+    Source: I-optimal design (V-optimal; Atkinson, Donev and Tobias 2007): the trace of aim times the fall of the
+    posterior covariance, s' v'S aim S v / (1 + s' v'S v) with S the covariance now. It asks about what the items
+    differ in, where D-optimal design asks about every base reward alike.
+    """
+    covariance_KK: Array = np.linalg.inv(_full(precision_KK)).astype(np.float64)
+    weight_PP = _weights(mean_K, pool_PK, intercept_P)
+    told_PP = _spread(pool_PK, covariance_KK @ aim_KK @ covariance_KK)
+    found: Array = weight_PP * told_PP / (1 + weight_PP * _spread(pool_PK, covariance_KK))
+    return found
+
+
+def _weights(mean_K: Array, pool_PK: Array, intercept_P: Array) -> Array:
+    """s' of every pair's expected margin: how much an answer weighs."""
     utility_P = intercept_P + pool_PK @ mean_K
     p_PP = expit(utility_P[:, None] - utility_P[None, :])
-    found: NDArray[np.float64] = 0.5 * np.log1p(p_PP * (1 - p_PP) * spread_PP)
+    found: Array = p_PP * (1 - p_PP)
+    return found
+
+
+def _spread(pool_PK: Array, form_KK: Array) -> Array:
+    """v' form v of every pair's difference v."""
+    gram_PP = pool_PK @ form_KK @ pool_PK.T
+    own_P = np.diag(gram_PP)
+    found: Array = np.maximum(own_P[:, None] + own_P[None, :] - gram_PP - gram_PP.T, 0)
     np.fill_diagonal(found, 0)
     return found
 
@@ -125,14 +152,19 @@ def next_question(
     asked: Collection[tuple[int, int]] = (),
     *,
     most: int = 2,
+    aim_KK: Array | None = None,
 ) -> Question | None:
-    """The pair that tells most, never one already asked; None where no pair is left.
+    """The pair that tells most about the items' utilities, never one already asked; None where no pair is left.
 
     Args:
         asked: pairs of rows already compared, in either order.
         most: no item stands in more questions than this while others are left, so that questions stay diverse.
+        aim_KK: covariance of the base rewards of the items that will be ranked; the pool's where it is not given.
     """
-    found = gains(mean_K, precision_KK, pool_PK, intercept_P)
+    if len(pool_PK) < 2:
+        return None
+    aim_KK = np.cov(pool_PK.T).reshape(len(mean_K), -1) if aim_KK is None else aim_KK
+    found = reductions(mean_K, precision_KK, pool_PK, intercept_P, aim_KK)
     for one, other in asked:
         found[one, other] = found[other, one] = -1
     worn = [row for row, times in _times(asked).items() if times >= most]
@@ -140,11 +172,12 @@ def next_question(
     fresh[worn] = fresh[:, worn] = -1
     if fresh.max(initial=-1) > 0:
         found = fresh
-    place = int(found.argmax()) if found.size else 0
-    if not found.size or found.flat[place] <= 0:
+    place = int(found.argmax())
+    if found.flat[place] <= 0:
         return None
-    one, other = divmod(place, found.shape[1])
-    return Question(one=one, other=other, gain=float(found[one, other]))
+    rows = np.array(divmod(place, found.shape[1]))
+    gain = gains(mean_K, precision_KK, pool_PK[rows], intercept_P[rows])[0, 1]
+    return Question(one=int(rows[0]), other=int(rows[1]), gain=float(gain))
 
 
 def entropy(precision_KK: Array) -> float:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ranker.errors import RequestError
-from ranker.questions import Asked, answers_factor, as_asked, entropy, gains, log_posterior, next_question
+from ranker.questions import Asked, answers_factor, as_asked, entropy, gains, log_posterior, next_question, reductions
 from ranker.taste import Factor, fuse
 
 
@@ -127,6 +127,33 @@ def test_the_gain_is_the_growth_of_the_log_determinant():
     after = precision + p * (1 - p) * np.outer(v, v)
     assert found[1, 4] == pytest.approx(entropy(precision) - entropy(after))
     np.testing.assert_allclose(found, found.T)
+
+
+def test_the_reduction_is_the_fall_of_the_mean_variance_of_utilities():
+    rng = np.random.default_rng(0)
+    pool, intercept, mean, ranked = (
+        rng.normal(size=(5, 3)),
+        rng.normal(size=5),
+        rng.normal(size=3),
+        rng.normal(size=(9, 3)),
+    )
+    precision, aim = np.diag([1.0, 2, 3]), np.cov(ranked.T, bias=True)
+    found = reductions(mean, precision, pool, intercept, aim)
+    v = pool[2] - pool[3]
+    p = 1 / (1 + np.exp(intercept[3] - intercept[2] - v @ mean))
+    before, after = np.linalg.inv(precision), np.linalg.inv(precision + p * (1 - p) * np.outer(v, v))
+    around = ranked - ranked.mean(0)
+    assert found[2, 3] == pytest.approx(np.mean([item @ (before - after) @ item for item in around]))
+    np.testing.assert_allclose(found, found.T)
+    assert not np.diag(found).any()
+
+
+def test_a_question_is_about_what_the_ranked_items_differ_in():
+    pool, aim = np.array([[2.0, 0], [-2, 0], [0, 1], [0, -1]]), np.diag([0.01, 1.0])
+    found = [next_question(np.zeros(2), np.eye(2), pool, np.zeros(4), aim_KK=matter) for matter in (aim, np.eye(2))]
+    assert [{question.one, question.other} for question in found] == [{2, 3}, {0, 1}]
+    assert found[0].gain == pytest.approx(0.5 * np.log(1 + 0.25 * 4))
+    assert next_question(np.zeros(2), np.eye(2), pool[:1], np.zeros(1)) is None
 
 
 def test_the_next_question_is_along_the_most_uncertain_direction():
