@@ -12,8 +12,8 @@ S phrases of a draw.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -50,13 +50,14 @@ __all__ = [
 ]
 
 Array = NDArray[np.float64]
+Turn = Literal["policy", "meaning"]
 SIGNS: tuple[Sign, Sign] = ("likes", "avoids")
 #: phrases of a summary
 PHRASES = 5
 #: what a written phrase moves at least, in spreads of the population, whatever else is known
 EDIT = 1.0
-#: a struck phrase is pulled this much harder toward neutral than all else pulls from it
-STRIKE = 4.0
+#: what was struck with its sign is moved this far beyond where the population stands, in spreads
+BEYOND = 0.5
 #: written phrases that count
 WRITTEN = 32
 #: inputs that differ from candidate to candidate, before the one-hot of the kind
@@ -336,10 +337,11 @@ def masked(evidence: Evidence, vocabulary: Vocabulary) -> Evidence:
 def words_factor(words: Words, tags: Tags, summariser: Summariser, space: Space, before: Factor) -> Factor:
     """What the person wrote or struck adds to `before`: the prior and all other sources, their factors summed.
 
-    A written phrase is an observation of the taste along its direction, beyond where `before` stands: it moves the
-    items that carry the tag, taken together, the stated way by at least EDIT spreads of the population, however long
-    the history, and never the other way. A struck phrase pulls toward neutral, where the population stands. Unknown
-    tags say nothing. The move is bounded by the number of phrases, at most WRITTEN, those written last.
+    A written phrase moves the items that carry the tag, taken together, the stated way by at least EDIT spreads of the
+    population, however long the history and whatever else was written. A phrase struck with its sign moves them back to
+    where the population stands and a little beyond, one struck without to where it stands. Each is an observation of
+    the taste along the phrase's direction, so the posterior narrows too. Unknown tags say nothing. At most WRITTEN
+    phrases count, those written last, so the move is bounded.
 
     Shapes: returns (K, K) and (K,).
     """
@@ -366,16 +368,16 @@ def words_factor(words: Words, tags: Tags, summariser: Summariser, space: Space,
         push = max(trust * level, EDIT * (1 / float(spread_X[place]) + trust)) * (1 - 2 * sign)
         precision_KK += trust * np.outer(unit_K, unit_K)
         information_K += (trust * float(stands_X[place]) + push) * unit_K
-    signs = {struck_key(text)[1]: struck_key(text)[0] for text in words.struck}
+    sides: dict[Sign | None, int] = {"likes": 1, "avoids": -1, None: 0}
+    signs = {key: sides[sign] for sign, key in map(struck_key, words.struck)}
     for place, key in enumerate(gone, len(known)):
-        unit_K, neutral = unit_XK[place], float(space.neutral_V[columns[place]])
-        over = float(stands_X[place]) - neutral
-        sign_ = signs[key]
-        if sign_ is not None and over * (1 if sign_ == "likes" else -1) <= 0:
-            continue  # already on the other side: nothing of it is left to take back
-        trust = STRIKE / float(spread_X[place])
+        unit_K, column, side = unit_XK[place], columns[place], signs[key]
+        over = float(stands_X[place] - space.neutral_V[column])
+        shift = -over if side == 0 else -side * max(0.0, side * over + BEYOND)
+        trust = float(summariser.trust_2Q[int(side < 0), tags.kinds_V[column]])
+        push = shift * (1 / float(spread_X[place]) + trust)
         precision_KK += trust * np.outer(unit_K, unit_K)
-        information_K += trust * neutral * unit_K
+        information_K += (trust * float(stands_X[place]) + push) * unit_K
     return Factor(precision_KK.astype(np.float32), information_K.astype(np.float32))
 
 
@@ -518,45 +520,45 @@ def improve(
     *,
     optimiser: torch.optim.Optimizer,
     generator: torch.Generator,
-    turn: str = "both",
+    turn: Turn,
     phrases: int = PHRASES,
     draws: int = 8,
-    entropy: float = 0.0,
+    scorer: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, float]:
     """One step of training: REINFORCE with a leave-one-out baseline for the policy, likelihood for what phrases mean.
 
-    Args:
-        turn: "policy", "meaning" or "both" (their gradients touch different parameters).
-        entropy: weight of the entropy of the first draw.
+    The policy explores by drawing; what phrases mean is learned of the best ones, for those are served.
 
-    Returns: reward (nats per comparison), baseline (the same with no phrases) and spread of the rewards of one person.
+    Args:
+        optimiser: of `policy.speaking()` or of `policy.meaning()`, as the turn is.
+        scorer: scores the candidates in the policy's place, where only the meaning is to be learned.
+
+    Returns:
+        reward (nats per comparison), baseline (the same with no phrases) and spread of the rewards of one person.
 
     Source: PLUS alternates PPO and reward-model steps; here REINFORCE with the mean of the other draws as the baseline.
     """
     batch = batched(lessons)
     if not len(batch.inputs_UCF):
         return {}
-    scores_UC = policy(batch.inputs_UCF)
-    chosen, chances, real = draw(scores_UC, batch, phrases, draws, generator)
+    scores_UC = (scorer or policy)(batch.inputs_UCF)
+    speaking = turn == "policy"
+    chosen, chances, real = draw(scores_UC, batch, phrases, draws if speaking else 1, generator if speaking else None)
     reward_UM = rewards(batch, told(policy, batch, chosen, real, tags=tags, space=space))
-    loss = scores_UC.new_zeros(())
-    if turn in ("meaning", "both"):
-        loss = loss - reward_UM.mean()
-    if turn in ("policy", "both"):
-        others = (reward_UM.sum(1, keepdim=True) - reward_UM) / max(1, draws - 1)
-        advantage = (reward_UM - others).detach()
-        loss = loss - (advantage * (chances * real).sum(-1)).mean()
-        if entropy:
-            log_UC = scores_UC.masked_fill(~batch.real_UC, -1e9).log_softmax(-1)
-            loss = loss + entropy * (log_UC.exp() * log_UC).sum(-1).mean()
+    if speaking:
+        others_UM = (reward_UM.sum(1, keepdim=True) - reward_UM) / (draws - 1)
+        advantage_UM = (reward_UM - others_UM).detach()
+        loss = -(advantage_UM * (chances * real).sum(-1)).mean()
+    else:
+        loss = -reward_UM.mean()
     optimiser.zero_grad()
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     mean_K = torch.from_numpy(space.mean_K).float()
     return {
-        "reward": float(reward_UM.mean()),
+        "reward": float(reward_UM.detach().mean()),
         "baseline": float(rewards(batch, mean_K.expand(len(batch.inputs_UCF), 1, -1)).mean()),
-        "spread": float(reward_UM.detach().std(1).mean()),
+        "spread": float(reward_UM.detach().std(1, correction=0).mean()),
     }
 
 
