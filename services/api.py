@@ -7,9 +7,8 @@ read and write the bodies, so it cannot say anything else than what runs. /docs 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -20,7 +19,14 @@ from starlette.requests import ClientDisconnect
 
 from ranker import events
 from ranker.errors import NotFound, PlurankError, RequestError
-from services import messages
+from services import messages, openapi
+from services.dialogue import (
+    AnswersAnswer,
+    AnswersRequest,
+    ForgetAnswer,
+    QuestionAnswer,
+    TasteAnswer,
+)
 from services.messages import (
     FairnessAnswer,
     FeedbackAnswer,
@@ -34,20 +40,28 @@ from services.messages import (
     RecommendRequest,
     Target,
 )
+from services.openapi import JSON, PROBLEM, Handler, Route
+from services.people import People
 from services.replica import Replica
 from services.telemetry import CONTENT_TYPE
-from services.tokens import Scope
 
-JSON = "application/json"
-PROBLEM = "application/problem+json"
 #: a body over the limit is read and thrown away up to this many times the limit, so that its sender hears the answer
 DRAIN = 16
+
+#: characters of a user's id (ranker/events.py)
+MAX_ID = 512
+#: the query parameter of reads
+EVIDENCE = ("evidence_token", "From the answer to a write: wait (at most 500 ms) until that write counts.")
 
 #: every route template, the closed set of metrics labels
 PATHS = (
     "/v1/rank",
     "/v1/recommend",
     "/v1/feedback",
+    "/v1/users/{id}/question",
+    "/v1/users/{id}/answers",
+    "/v1/users/{id}/taste",
+    "/v1/users/{id}",
     "/v1/models",
     "/v1/models/{version}/promote",
     "/v1/models/{version}/rollback",
@@ -63,23 +77,7 @@ _encode = msgspec.json.Encoder().encode
 _rank = msgspec.json.Decoder(RankRequest)
 _recommend = msgspec.json.Decoder(RecommendRequest)
 _promote = msgspec.json.Decoder(PromoteRequest)
-
-Handler = Callable[[Request], Awaitable[Response]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Route:
-    """One operation: what runs, who may call it, and what OpenAPI says about its bodies."""
-
-    method: str
-    path: str
-    handler: Handler
-    tag: str
-    scopes: tuple[Scope, ...] = ()
-    takes: Any = None
-    gives: Any = None
-    media: str = JSON
-    errors: tuple[int, ...] = ()
+_answers = msgspec.json.Decoder(AnswersRequest)
 
 
 def build(replica: Replica, *, started: bool = False) -> FastAPI:
@@ -102,10 +100,10 @@ def build(replica: Replica, *, started: bool = False) -> FastAPI:
     )
     app.add_exception_handler(HTTPException, _unrouted)
     app.add_exception_handler(Exception, _failed)
-    routes = _routes(replica)
+    routes = [*_routes(replica), *_person_routes(People(replica), replica.settings.body_limit)]
     for route in routes:
         app.add_api_route(
-            route.path,
+            route.path.replace("{id}", "{id:path}"),
             _endpoint(route, replica),
             methods=[route.method],
             response_class=Response,
@@ -113,7 +111,7 @@ def build(replica: Replica, *, started: bool = False) -> FastAPI:
             include_in_schema=False,
             name=route.handler.__name__,
         )
-    document = _openapi(app, routes)
+    document = openapi.document(routes, title=app.title, description=app.description, version=app.version)
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     return app
 
@@ -141,21 +139,21 @@ def _routes(replica: Replica) -> list[Route]:
 
     async def models(request: Request) -> Response:
         """List the versions, the pointer and the latest decisions."""
-        return _json(await replica.models())
+        return _json(await replica.versions.models())
 
     async def promote(request: Request) -> Response:
         """Serve this version from now on, if its verdict allows it or a person forces it."""
         body = await _body(request, limit)
         order = messages.read(body, _promote) if body.strip() else PromoteRequest()
-        return _json(await replica.promote(request.path_params["version"], order))
+        return _json(await replica.versions.promote(request.path_params["version"], order))
 
     async def rollback(request: Request) -> Response:
         """Serve this earlier version and hold it until a person promotes again."""
-        return _json(await replica.rollback(request.path_params["version"]))
+        return _json(await replica.versions.rollback(request.path_params["version"]))
 
     async def fairness(request: Request) -> Response:
         """Show what the monitor measured by group."""
-        return _json(await replica.fairness())
+        return _json(await replica.figures.fairness())
 
     async def schema(request: Request) -> Response:
         """Show the contract of events as JSON Schema."""
@@ -163,11 +161,11 @@ def _routes(replica: Replica) -> list[Route]:
 
     async def metrics(request: Request) -> Response:
         """Show the metrics of every process of this deployment, for people."""
-        return Response(await replica.exposition(), media_type=CONTENT_TYPE)
+        return Response(await replica.figures.exposition(), media_type=CONTENT_TYPE)
 
     async def targets(request: Request) -> Response:
         """Tell Prometheus what to scrape (http_sd)."""
-        return _json(await replica.targets())
+        return _json(await replica.figures.targets())
 
     async def healthz(request: Request) -> Response:
         """Say whether this process lives."""
@@ -268,6 +266,100 @@ def _routes(replica: Replica) -> list[Route]:
     ]
 
 
+def _person_routes(people: People, limit: int) -> list[Route]:
+    async def question(request: Request) -> Response:
+        """Ask a person to compare two items: those whose comparison tells most about her taste.
+
+        The same question comes until it is answered. A few answers later an earlier pair comes again in other words
+        and the other way round. `progress.enough` says when to stop.
+        """
+        return _json(await people.question(_user(request), _evidence_token(request)))
+
+    async def answers(request: Request) -> Response:
+        """Take a person's answers, and ask the next question with them already counted.
+
+        They are comparison events in the log. An answer that cannot be taken refuses all of the body. Repeats are
+        harmless: after a 503, send the same body again.
+        """
+        sent = messages.read(await _body(request, limit), _answers)
+        return _json(await people.answer(_user(request), sent))
+
+    async def taste(request: Request) -> Response:
+        """Explain a person's taste against the population's: items and interests at its ends, and how sure it is."""
+        return _json(await people.taste(_user(request), _evidence_token(request)))
+
+    async def forget(request: Request) -> Response:
+        """Forget a person: her evidence, and what the learner and the monitor hold of her."""
+        return _json(await people.forget(_user(request)))
+
+    one = "/v1/users/{id}"
+    return [
+        Route(
+            method="GET",
+            path=f"{one}/question",
+            handler=question,
+            tag="people",
+            scopes=("rank",),
+            gives=QuestionAnswer,
+            asks=EVIDENCE,
+            errors=(404, 422, 503),
+        ),
+        Route(
+            method="POST",
+            path=f"{one}/answers",
+            handler=answers,
+            tag="people",
+            scopes=("feedback",),
+            takes=AnswersRequest,
+            gives=AnswersAnswer,
+            errors=(400, 404, 413, 422, 503),
+        ),
+        Route(
+            method="GET",
+            path=f"{one}/taste",
+            handler=taste,
+            tag="people",
+            scopes=("rank",),
+            gives=TasteAnswer,
+            asks=EVIDENCE,
+            errors=(404, 422, 503),
+        ),
+        Route(
+            method="DELETE",
+            path=one,
+            handler=forget,
+            tag="people",
+            scopes=("admin",),
+            gives=ForgetAnswer,
+            errors=(404, 422, 503),
+        ),
+    ]
+
+
+def _user(request: Request) -> str:
+    """The person that the path names. Her id is one part of the path as it was sent, so that `DELETE
+    /v1/users/ann/question` cannot mean a person of the name "ann/question"; a slash in an id comes as %2F.
+
+    Raises:
+        NotFound: there is a slash in it, so this is another route, and there is none.
+        RequestError: it is empty or too long.
+    """
+    user: str = request.path_params["id"]
+    sent = request.scope.get("raw_path", request.url.path.encode()).partition(b"?")[0]
+    if sent.count(b"/") != request.scope["path"].count("/") - user.count("/"):
+        raise NotFound("route", request.url.path, "see /docs for the routes there are; write a slash in an id as %2F")
+    if not 1 <= len(user) <= MAX_ID:
+        raise RequestError("user", user, f"name a person by an id of 1 to {MAX_ID} characters")
+    return user
+
+
+def _evidence_token(request: Request) -> str | None:
+    for name in request.query_params:
+        if name != EVIDENCE[0]:
+            raise RequestError("query", name, f"the only parameter is {EVIDENCE[0]}")
+    return request.query_params.get(EVIDENCE[0])
+
+
 def _endpoint(route: Route, replica: Replica) -> Handler:
     tokens, count = replica.tokens, replica.telemetry.request_served
 
@@ -276,7 +368,7 @@ def _endpoint(route: Route, replica: Replica) -> Handler:
         try:
             if route.scopes:
                 request.state.scopes = tokens.check(request.headers.get("authorization"), *route.scopes)
-            answer = await route.handler(request)
+            answer: Response = await route.handler(request)
             status = answer.status_code
             return answer
         except PlurankError as error:
@@ -340,66 +432,3 @@ async def _unrouted(request: Request, error: Exception) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     wrong = PlurankError("server", type(error).__name__, "this is a fault of plurank; its log has the trace")
     return _answer(messages.problem_of(wrong))
-
-
-def _openapi(app: FastAPI, routes: list[Route]) -> dict[str, Any]:
-    kinds = [kind for route in routes for kind in (route.takes, route.gives) if kind is not None]
-    _, components = msgspec.json.schema_components([*kinds, Problem], ref_template="#/components/schemas/{name}")
-    paths: dict[str, Any] = {}
-    for route in routes:
-        paths.setdefault(route.path, {})[route.method.lower()] = _operation(route)
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": app.title, "description": app.description, "version": app.version},
-        "paths": paths,
-        "components": {
-            "schemas": components,
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-        },
-        "tags": [{"name": name} for name in dict.fromkeys(route.tag for route in routes)],
-    }
-
-
-def _operation(route: Route) -> dict[str, Any]:
-    summary, _, rest = (route.handler.__doc__ or "").partition("\n")
-    errors = {*route.errors, *((401, 403) if route.scopes else ())}
-    problem = {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    operation: dict[str, Any] = {
-        "operationId": route.handler.__name__,
-        "summary": summary,
-        "description": " ".join(rest.split()) + (f" Scope: {' or '.join(route.scopes)}." if route.scopes else ""),
-        "tags": [route.tag],
-        "responses": {
-            "200": {"description": "It is done.", "content": {route.media: {"schema": _schema(route.gives)}}},
-            **{str(code): {"description": _MEANING[code], "content": problem} for code in sorted(errors)},
-        },
-    }
-    if route.scopes:
-        operation["security"] = [{"token": []}]
-    if "{version}" in route.path:
-        operation["parameters"] = [{"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}]
-    if route.takes is not None:
-        one = _schema(route.takes)
-        content = {JSON: {"schema": one}}
-        if route.takes is events.Event:
-            content[JSON] = {"schema": {"anyOf": [one, {"type": "array", "items": one}]}}
-            content["application/x-ndjson"] = {"schema": one}
-        operation["requestBody"] = {"required": route.takes is not PromoteRequest, "content": content}
-    return operation
-
-
-def _schema(kind: Any) -> Any:
-    (schema,), _ = msgspec.json.schema_components([kind], ref_template="#/components/schemas/{name}")
-    return schema
-
-
-_MEANING = {
-    400: "The body is not JSON.",
-    401: "No token, or an unknown one.",
-    403: "The token is for another scope.",
-    404: "There is no such version.",
-    409: "The registry moved meanwhile, or the version may not be served.",
-    413: "The body is too large.",
-    422: "Well formed, but it cannot mean what it says; `thing`, `value` and `remedy` tell more.",
-    503: "A part is missing just now: no version yet, or the log or the store is out of reach. Try again.",
-}

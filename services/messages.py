@@ -8,7 +8,7 @@ import difflib
 import json
 import math
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import Meta, Struct
@@ -243,10 +243,23 @@ def _explained(text: str, kind: type[Struct], data: Any) -> RequestError:
             with contextlib.suppress(LookupError, TypeError, ValueError):
                 data = data[int(key) if isinstance(data, list) else key]
         return RequestError(place, data, reason[:1].lower() + reason[1:])
-    fields = Candidate.__struct_fields__ if place.startswith("items") else kind.__struct_fields__
+    fields = _struct_at(kind, place).__struct_fields__
     near = difflib.get_close_matches(unknown.group(1), fields, 1, 0.5)
     hint = f"did you mean {near[0]!r}?" if near else "valid keys are " + ", ".join(sorted(fields))
     return RequestError(place, unknown.group(1), hint)
+
+
+def _struct_at(kind: type[Struct], place: str) -> type[Struct]:
+    """The Struct that stands at a place such as `answers[0]`."""
+    for name in re.findall(r"[a-z_]+", place):
+        hints = [one.type for one in msgspec.structs.fields(kind) if one.name == name]
+        while hints:
+            hint = hints.pop()
+            if isinstance(hint, type) and issubclass(hint, Struct):
+                kind = hint
+                break
+            hints += get_args(hint)
+    return kind
 
 
 def _loose(body: bytes) -> Any:

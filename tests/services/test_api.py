@@ -105,9 +105,9 @@ def test_an_empty_slate_is_an_answer_but_no_event(empty: Service) -> None:
 def test_explain_says_more(service: Service) -> None:
     service.log.append(events.decode(msgspec.json.encode(click())))
     body = service.call("POST", "/v1/rank", {**RANK, "explain": True, "weights": {"like": -1}, "calibration": 1}).json()
-    assert body["weights"] == {"click": 1.0, "like": -1.0}
+    assert (body["weights"]["click"], body["weights"]["like"]) == (1.0, -1.0)
     assert body["items"][0]["interests"]
-    assert body["evidence"] == {"history": 1}
+    assert body["evidence"]["history"] == 1
 
 
 def test_a_replica_takes_up_new_items(service: Service) -> None:
@@ -164,7 +164,7 @@ def test_a_body_over_the_limit_is_413(service: Service) -> None:
 
 def test_an_unknown_user_gets_the_populations_taste(service: Service) -> None:
     body = service.call("POST", "/v1/rank", {"user": "nobody-knows-me", "items": IDS}).json()
-    assert (body["degraded"], body["evidence"]) == (False, {"history": 0})
+    assert (body["degraded"], set(body["evidence"].values())) == (False, {0})
 
 
 def test_10000_candidates_are_ranked(service: Service) -> None:
@@ -180,6 +180,10 @@ SCOPES: dict[tuple[str, str], tuple[Scope, ...]] = {
     ("POST", "/v1/rank"): ("rank",),
     ("POST", "/v1/recommend"): ("rank",),
     ("POST", "/v1/feedback"): ("feedback", "ingest"),
+    ("GET", "/v1/users/ann/question"): ("rank",),
+    ("POST", "/v1/users/ann/answers"): ("feedback",),
+    ("GET", "/v1/users/ann/taste"): ("rank",),
+    ("DELETE", "/v1/users/ann"): ("admin",),
     ("GET", "/v1/models"): ("admin", "metrics"),
     ("POST", "/v1/models/v/promote"): ("admin",),
     ("POST", "/v1/models/v/rollback"): ("admin",),
@@ -324,7 +328,7 @@ def test_a_log_that_does_not_answer_is_503_within_the_wait(service: Service) -> 
 def test_an_evidence_token_waits_for_its_write(service: Service) -> None:
     token = service.call("POST", "/v1/feedback", [click(0), click(1)]).json()["evidence_token"]
     body = service.call("POST", "/v1/rank", {**RANK, "evidence_token": token}).json()
-    assert (body["degraded"], body["evidence"]) == (False, {"history": 2})
+    assert (body["degraded"], body["evidence"]["history"]) == (False, 2)
     assert [(place.log, place.partition, place.offset) for place in service.store.waited] == [("fake-log", 0, 1)]
     service.store.offsets.clear()
     body = service.call("POST", "/v1/rank", {**RANK, "evidence_token": token}).json()

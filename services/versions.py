@@ -1,0 +1,97 @@
+"""The registry as the service shows it: which versions there are, and moving the pointer by hand."""
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import msgspec
+
+from ranker.errors import NotFound, RegistryError
+from ranker.gate import Decision, Verdict
+from ranker.registry import Pointer, Registry
+from services.messages import ModelsAnswer, ModelSummary, PointerAnswer, PromoteRequest
+
+
+class Versions:
+    """Reads and moves the pointer, off the event loop.
+
+    Args:
+        serving: the version that this replica serves, None before the first.
+    """
+
+    def __init__(self, registry: Registry, serving: Callable[[], str | None]) -> None:
+        self._registry, self._serving = registry, serving
+
+    async def models(self) -> ModelsAnswer:
+        """The registry as it is now."""
+        return await asyncio.to_thread(self._models)
+
+    def _models(self) -> ModelsAnswer:
+        pointer = self._registry.current()
+        versions = []
+        for version in reversed(self._registry.versions()):
+            try:
+                manifest = self._registry.manifest(version)
+            except RegistryError:  # damaged, or pruned meanwhile
+                continue
+            versions.append(
+                ModelSummary(
+                    version=version,
+                    current=pointer is not None and pointer.version == version,
+                    previous=pointer is not None and pointer.previous == version,
+                    created=manifest.created,
+                    parent=manifest.parent,
+                    metrics=manifest.metrics,
+                )
+            )
+        return ModelsAnswer(
+            current=None if pointer is None else pointer.version,
+            previous=None if pointer is None else pointer.previous,
+            generation=None if pointer is None else pointer.generation,
+            held=pointer is not None and pointer.held,
+            serving=self._serving(),
+            versions=versions,
+            decisions=[msgspec.to_builtins(decision) for decision in self._registry.decisions(20)],
+        )
+
+    async def promote(self, version: str, order: PromoteRequest) -> PointerAnswer:
+        """Move the pointer to this version.
+
+        Raises:
+            NotFound: there is no such version.
+            PromotionRefused: its verdict does not pass and nobody forces it.
+            RegistryError: it is damaged, or the pointer moved meanwhile.
+        """
+        self._insist(version)
+        verdict = await asyncio.to_thread(self._verdict, version)
+        moved = await asyncio.to_thread(
+            self._registry.promote, version, verdict, generation=order.generation, force=order.force, who="api"
+        )
+        return _pointer(moved)
+
+    async def rollback(self, version: str) -> PointerAnswer:
+        """Move the pointer back to this version and hold it there.
+
+        Raises:
+            NotFound: there is no such version.
+            RegistryError: it is damaged.
+        """
+        self._insist(version)
+        return _pointer(await asyncio.to_thread(self._registry.rollback, who="api", to=version))
+
+    def _insist(self, version: str) -> None:
+        if version not in self._registry.versions():
+            raise NotFound("version", version, "GET /v1/models lists the versions there are")
+
+    def _verdict(self, version: str) -> Verdict:
+        """The latest verdict that was recorded on this version."""
+        for decision in reversed(self._registry.decisions()):
+            if decision.version == version and decision.decision in ("pass", "hold", "refuse"):
+                return Verdict(cast(Decision, decision.decision), decision.reasons, decision.measures)
+        return Verdict("hold", ('nobody has judged this version; send {"force": true} to serve it all the same',))
+
+
+def _pointer(pointer: Pointer) -> PointerAnswer:
+    return PointerAnswer(
+        version=pointer.version, previous=pointer.previous, generation=pointer.generation, held=pointer.held
+    )

@@ -1,0 +1,411 @@
+"""services/people.py through HTTP: questions and answers, the taste, being forgotten, and every kind of bad input."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+
+from ranker import events
+from ranker.errors import RequestError
+from ranker.events import Comparison, Forget
+from ranker.interview import Turn
+from services import asking
+from services.tokens import Scope
+from tests.services.conftest import ITEMS, NOW_MS, Service
+from tests.services.test_api import IDS, RANK, assert_problem, click
+
+ANN = "/v1/users/ann"
+
+
+def ask(service: Service, user: str = "ann") -> dict[str, Any]:
+    answer = service.call("GET", f"/v1/users/{user}/question", scope="rank")
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def reply(service: Service, *answers: dict[str, Any], user: str = "ann", scope: Scope = "feedback") -> Any:
+    return service.call("POST", f"/v1/users/{user}/answers", {"answers": list(answers)}, scope=scope)
+
+
+def given(service: Service, *answers: dict[str, Any]) -> dict[str, Any]:
+    answer = reply(service, *answers)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+# -- questions and answers -------------------------------------------------------------------------------------
+
+
+def test_a_question_says_all_that_a_page_needs(service: Service) -> None:
+    body = ask(service)
+    question = body["question"]
+    assert (body["user"], body["degraded"], body["reason"]) == ("ann", False, None)
+    assert question["text"].startswith("Which of these two would you rather")
+    assert {item["id"] for item in question["items"]} <= set(IDS)
+    assert question["items"][0]["fields"]["genres"]
+    assert [choice["answer"].get("outcome", "preferred") for choice in question["choices"]] == [
+        "preferred", "preferred", "both", "neither", "skip",
+    ]  # fmt: skip
+    assert body["progress"] == {
+        "answers": 0, "effective": 0.0, "uncertainty": 1.0, "enough": False, "reason": body["progress"]["reason"],
+    }  # fmt: skip
+    assert ask(service)["question"]["items"] == question["items"]
+
+
+def test_each_choice_can_be_sent_as_it_stands(service: Service) -> None:
+    question = ask(service)["question"]
+    for choice in question["choices"]:
+        body = given(service, choice["answer"])
+        assert body["results"][0]["status"] == "accepted"
+        event = service.log.events[-1]
+        assert isinstance(event, Comparison)
+        assert {event.preferred, event.over} == {item["id"] for item in question["items"]}
+        assert events.fields_of(event.fields) == {
+            "shown_first": question["items"][0]["id"],
+            "wording": question["wording"],
+        }
+        assert event.question == question["id"][: asking.SHORT]
+    # the last one counts; the four before it were replaced
+    assert [answer.outcome for answer in service.store.users["ann"].answers] == ["skip"]
+
+
+def test_what_a_person_would_skip_is_not_what_she_prefers(service: Service) -> None:
+    signer = service.replica.signer
+    turn = Turn(number=1, items=("i0", "i1"), wording="skip", again=False, gain=0.1)
+    name = asking.ask(signer, "ann", turn, NOW_MS)
+    users = (f"u{n}" for n in range(200))
+    question = next(found for user in users if (found := ask(service, user)["question"])["wording"] == "skip")
+    first, second = (item["id"] for item in question["items"])
+    assert [choice["answer"]["preferred"] for choice in question["choices"][:2]] == [second, first]
+    assert question["text"] == "Which of these two would you rather skip?"
+    given(service, {"question": name, "preferred": "i1"})
+    assert isinstance(event := service.log.events[-1], Comparison)
+    assert (event.preferred, event.over) == ("i1", "i0")
+
+
+def test_the_reply_holds_the_next_question_with_the_answer_counted(service: Service) -> None:
+    first = ask(service)["question"]
+    body = given(service, first["choices"][0]["answer"])
+    assert body["progress"]["answers"] == 1
+    assert body["progress"]["uncertainty"] < 1
+    assert body["question"]["number"] == 2
+    pairs = [{item["id"] for item in question["items"]} for question in (first, body["question"])]
+    assert pairs[0] != pairs[1]
+    asked = ask(service)
+    assert asked["question"]["items"] == body["question"]["items"]
+    assert asked["progress"] == body["progress"]
+    assert body["results"][0]["id"] == service.log.events[-1].id
+
+
+def test_ten_answers_move_the_ranking_and_ask_one_pair_again(service: Service) -> None:
+    before = service.call("POST", "/v1/rank", RANK).json()["items"]
+    body, again = ask(service), 0
+    for number in range(1, 11):
+        question = body["question"]
+        assert question["number"] == number
+        again += question["again"]
+        comedy = [choice for choice, item in zip(question["choices"], question["items"], strict=False)
+                  if "comedy" in item["fields"]["genres"]]  # fmt: skip
+        body = given(service, (comedy or question["choices"])[0]["answer"])
+    assert again == 2
+    assert body["progress"]["answers"] == 10
+    after = service.call("POST", "/v1/rank", {**RANK, "evidence_token": body["evidence_token"]}).json()
+    assert after["evidence"]["answers"] == 10
+    assert {item["id"]: item["score"] for item in after["items"]} != {item["id"]: item["score"] for item in before}
+
+
+def test_a_repeated_request_counts_once_and_a_changed_mind_replaces(service: Service) -> None:
+    question = ask(service)["question"]
+    one, other = (choice["answer"] for choice in question["choices"][:2])
+    first = given(service, one)["results"][0]
+    second = given(service, one)
+    assert second["results"] == [{"index": 0, "status": "known", "id": first["id"]}]
+    assert second["evidence_token"] is None
+    assert len(service.log.events) == 1
+    third = given(service, other)["results"][0]
+    assert third["replaces"] == first["id"]
+    assert [answer.id for answer in service.store.users["ann"].answers] == [third["id"]]
+
+
+def test_an_answer_is_taken_back_and_may_be_given_again(service: Service) -> None:
+    start = ask(service)
+    answer = start["question"]["choices"][0]["answer"]
+    name = given(service, answer)["results"][0]["id"]
+    body = given(service, {"undo": name})
+    assert body["results"] == [{"index": 0, "status": "undone", "id": name}]
+    assert body["progress"] == start["progress"]
+    assert body["question"]["items"] == start["question"]["items"]
+    assert service.store.users["ann"].answers == ()
+    again = given(service, answer)["results"][0]
+    assert again["status"] == "accepted"
+    assert again["id"] != name
+    assert [one.id for one in service.store.users["ann"].answers] == [again["id"]]
+    assert given(service, {"undo": again["id"]})["progress"]["answers"] == 0
+
+
+def test_a_pair_asked_again_on_purpose_counts_a_second_time(service: Service) -> None:
+    body = ask(service)
+    while not body["question"]["again"]:
+        body = given(service, body["question"]["choices"][0]["answer"])
+    answer = body["question"]["choices"][0]["answer"]
+    count = len(service.store.users["ann"].answers)
+    given(service, answer)
+    assert len(service.store.users["ann"].answers) == count + 1
+    assert given(service, answer)["results"][0]["status"] == "known"
+    assert len(service.store.users["ann"].answers) == count + 1
+
+
+def test_several_answers_come_in_one_request(service: Service) -> None:
+    signer = service.replica.signer
+    names = [
+        asking.ask(
+            signer, "ann", Turn(number=n, items=(f"i{n}", f"i{n + 1}"), wording="rather", again=False, gain=0), 1
+        )
+        for n in range(4)
+    ]
+    answers = [{"question": name, "preferred": f"i{n}"} for n, name in enumerate(names)]
+    body = given(service, *answers)
+    assert [taken["index"] for taken in body["results"]] == [0, 1, 2, 3]
+    assert body["progress"]["answers"] == 4
+    assert body["evidence_token"]
+    body = given(service, {"undo": body["results"][3]["id"]}, answers[3], answers[3])
+    assert [taken["status"] for taken in body["results"]] == ["undone", "accepted", "known"]
+
+
+# -- bad answers -----------------------------------------------------------------------------------------------
+
+
+def bad_answers(service: Service) -> dict[str, tuple[Any, int, str, str]]:
+    question = ask(service)["question"]
+    name, first = question["id"], question["items"][0]["id"]
+    theirs = ask(service, "bob")["question"]["id"]
+    ranking = service.call("POST", "/v1/rank", RANK).json()["ranking"]
+    return {
+        "no answers": ({"answers": []}, 422, "answers", ""),
+        "no list": ({"question": name, "preferred": first}, 422, "body", "answers"),
+        "too many": ({"answers": [{"undo": "x"}] * 101}, 422, "answers", ""),
+        "neither question nor undo": ({"answers": [{"preferred": first}]}, 422, "answers[0]", "either"),
+        "both question and undo": ({"answers": [{"question": name, "undo": "a"}]}, 422, "answers[0]", "either"),
+        "a question that was never asked": (
+            {"answers": [{"question": "plq_AAAA", "preferred": "i0"}]}, 422, "answers[0].question", "GET",
+        ),
+        "a question of our making": (
+            {"answers": [{"question": "mine", "preferred": "i0"}]}, 422, "answers[0].question", "GET",
+        ),
+        "another person's question": (
+            {"answers": [{"question": theirs, "preferred": first}]}, 422, "answers[0].question", "'ann'",
+        ),
+        "a ranking for a question": (
+            {"answers": [{"question": "plq_" + ranking[4:], "preferred": first}]}, 422, "answers[0].question", "GET",
+        ),
+        "a damaged question": (
+            {"answers": [{"question": name[:-4] + "AAAA", "preferred": first}]}, 422, "answers[0].question", "GET",
+        ),
+        "an empty question": ({"answers": [{"question": "", "preferred": first}]}, 422, "answers[0].question", ""),
+        "a question beyond all length": (
+            {"answers": [{"question": "plq_" + "A" * 5000}]}, 422, "answers[0].question", "",
+        ),
+        "an item that was not compared": (
+            {"answers": [{"question": name, "preferred": "i99"}]}, 422, "answers[0].preferred", repr(first),
+        ),
+        "no item": ({"answers": [{"question": name}]}, 422, "answers[0].preferred", repr(first)),
+        "an item where none is preferred": (
+            {"answers": [{"question": name, "outcome": "both", "preferred": first}]}, 422, "answers[0].preferred", "it",
+        ),
+        "an unknown outcome": (
+            {"answers": [{"question": name, "outcome": "maybe"}]}, 422, "answers[0].outcome", "",
+        ),
+        "an undo of nothing": ({"answers": [{"undo": "ans-none"}]}, 404, "answers[0].undo", "evidence_token"),
+        "an empty undo": ({"answers": [{"undo": ""}]}, 422, "answers[0].undo", ""),
+        "a misspelt key": ({"answers": [{"questoin": name}]}, 422, "answers", "'question'"),
+        "a foreign evidence token": (
+            {"answers": [{"question": name, "preferred": first}], "evidence_token": "AAAA"}, 422, "evidence_token", "",
+        ),
+        "malformed JSON": (b"{", 400, "body", ""),
+    }  # fmt: skip
+
+
+def test_a_bad_answer_has_its_defined_reply_and_writes_nothing(service: Service) -> None:
+    cases = bad_answers(service)
+    for body, status, thing, remedy in cases.values():
+        problem = assert_problem(service.call("POST", f"{ANN}/answers", body, scope="feedback"), status, thing)
+        assert remedy in problem["remedy"], problem
+    assert not [event for event in service.log.events if isinstance(event, Comparison)]
+
+
+def test_one_bad_answer_among_good_ones_refuses_them_all(service: Service) -> None:
+    good = ask(service)["question"]["choices"][0]["answer"]
+    assert_problem(reply(service, good, {"undo": "ans-none"}), 404, "answers[1].undo")
+    assert service.log.events == []
+
+
+def test_an_answer_needs_the_log_but_a_question_does_not(service: Service) -> None:
+    good = ask(service)["question"]["choices"][0]["answer"]
+    service.log.away = True
+    assert_problem(reply(service, good), 503, "log")
+    assert ask(service)["question"]
+
+
+def test_without_the_store_answers_are_taken_and_undone_later(service: Service) -> None:
+    good = ask(service)["question"]["choices"][0]["answer"]
+    service.store.away = True
+    body = given(service, good)
+    assert (body["degraded"], body["progress"]["answers"]) == (True, 1)
+    assert "store" in body["reason"]
+    assert_problem(reply(service, {"undo": body["results"][0]["id"]}), 503, "undo")
+
+
+def test_before_the_first_version_there_is_nothing_to_ask(empty: Service) -> None:
+    for method, path in (("GET", "question"), ("GET", "taste")):
+        assert_problem(empty.call(method, f"{ANN}/{path}"), 503, "version")
+    assert_problem(reply(empty, {"undo": "x"}), 503, "version")
+    assert empty.call("DELETE", ANN).status_code == 200
+
+
+def test_a_read_may_wait_for_a_write_and_knows_no_other_parameter(service: Service) -> None:
+    token = given(service, ask(service)["question"]["choices"][0]["answer"])["evidence_token"]
+    for path in ("question", "taste"):
+        body = service.call("GET", f"{ANN}/{path}?evidence_token={token}").json()
+        assert not body["degraded"]
+    assert len(service.store.waited) == 2
+    service.store.offsets.clear()
+    assert service.call("GET", f"{ANN}/question?evidence_token={token}").json()["degraded"]
+    assert_problem(service.call("GET", f"{ANN}/question?evidence_tokn=x"), 422, "query")
+    assert_problem(service.call("GET", f"{ANN}/taste?evidence_token=x"), 422, "evidence_token")
+
+
+# -- who is meant ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("user", ["a%2Fb", "caf%C3%A9 9", "x" * 512, "a%3Fb", "question"])
+def test_any_id_can_be_a_person(service: Service, user: str) -> None:
+    body = ask(service, user)
+    given = service.call("POST", f"/v1/users/{user}/answers", {"answers": [body["question"]["choices"][0]["answer"]]})
+    assert given.status_code == 200
+    assert service.log.events[-1].user == body["user"]  # type: ignore[union-attr]
+    assert service.call("DELETE", f"/v1/users/{user}").json()["removed"]["answers"] == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v1/users//question", 422),
+        ("DELETE", "/v1/users/", 422),
+        ("GET", f"/v1/users/{'x' * 513}/question", 422),
+        ("DELETE", "/v1/users/ann/question", 404),
+        ("GET", "/v1/users/ann/b/question", 404),
+        ("GET", "/v1/users/ann", 405),
+        ("POST", "/v1/users/ann/taste", 405),
+    ],
+)
+def test_a_path_that_names_nobody_is_a_problem(service: Service, method: str, path: str, status: int) -> None:
+    assert_problem(service.call(method, path), status)
+    assert service.log.events == []
+
+
+# -- the taste -------------------------------------------------------------------------------------------------
+
+
+def test_a_taste_is_told_by_items_and_interests_against_the_population(service: Service) -> None:
+    new = service.call("GET", f"{ANN}/taste", scope="rank").json()
+    assert (new["overall"], new["uncertainty"], set(new["evidence"].values())) == (None, 1.0, {0})
+    assert all(direction["certainty"] == 0.5 for direction in new["directions"])
+    body = ask(service)
+    for _ in range(6):
+        body = given(service, body["question"]["choices"][0]["answer"])
+    told = service.call("GET", f"{ANN}/taste", scope="rank").json()
+    assert told["evidence"]["answers"] == 6
+    assert told["uncertainty"] == pytest.approx(body["progress"]["uncertainty"])
+    assert told["overall"]["certainty"] > 0.5
+    assert told["overall"]["wanted"]["items"][0]["id"] in IDS
+    assert set(told["directions"][0]["wanted"]["interests"]) <= {"comedy", "drama", "horror"}
+    sure = told["overall"]["certainty"] >= 0.6
+    assert told["overall"]["sentence"].endswith("than most people." if sure else "what most people want.")
+
+
+def test_no_route_tells_a_persons_group(service: Service) -> None:
+    event = {"event": "user", "id": "u1", "timestamp": NOW_MS, "user": "ann"}
+    fields = [{"name": "gender", "value": "secret-group"}, {"name": "city", "value": "Oslo"}]
+    assert service.call("POST", "/v1/feedback", {**event, "fields": fields}, scope="ingest").status_code == 200
+    question = ask(service)["question"]
+    answers = [
+        service.call("GET", f"{ANN}/question"),
+        service.call("POST", f"{ANN}/answers", {"answers": [question["choices"][0]["answer"]]}),
+        service.call("GET", f"{ANN}/taste"),
+        service.call("POST", "/v1/rank", {**RANK, "explain": True}),
+        service.call("POST", "/v1/recommend", {"user": "ann", "explain": True}),
+        service.call("DELETE", ANN),
+    ]
+    for answer in answers:
+        assert answer.status_code == 200
+        assert "secret-group" not in answer.text
+        assert "gender" not in answer.text
+
+
+# -- being forgotten -------------------------------------------------------------------------------------------
+
+
+def test_a_forgotten_person_is_a_newcomer(service: Service) -> None:
+    newcomer = service.call("POST", "/v1/rank", {**RANK, "calibration": 0}).json()
+    given(service, ask(service)["question"]["choices"][0]["answer"])
+    service.call("POST", "/v1/feedback", click())
+    body = service.call("DELETE", ANN).json()
+    assert body["removed"] == {"history": 1, "answers": 1, "words": 0, "fields": 0}
+    assert len(body["views"]) == 3
+    event = service.log.events[-1]
+    assert isinstance(event, Forget)
+    sent = {**RANK, "calibration": 0, "evidence_token": body["evidence_token"]}
+    after = service.call("POST", "/v1/rank", sent).json()
+    assert set(after["evidence"].values()) == {0}
+    scores = [{item["id"]: item["score"] for item in one["items"]} for one in (newcomer, after)]
+    assert scores[0] == pytest.approx(scores[1])
+    assert ask(service)["progress"]["answers"] == 0
+    assert service.call("DELETE", ANN).json()["removed"] == {"history": 0, "answers": 0, "words": 0, "fields": 0}
+
+
+def test_a_forget_lies_behind_everything_known_even_of_a_clock_that_is_ahead(service: Service) -> None:
+    service.call("POST", "/v1/feedback", click(timestamp=NOW_MS + 30_000))
+    service.call("DELETE", ANN)
+    assert service.log.events[-1].time == NOW_MS + 30_000
+
+
+def test_without_the_store_a_person_is_forgotten_all_the_same(service: Service) -> None:
+    service.store.away = True
+    assert service.call("DELETE", ANN).json()["removed"] is None
+    assert isinstance(service.log.events[-1], Forget)
+    service.log.away = True
+    assert_problem(service.call("DELETE", ANN), 503, "log")
+
+
+# -- documents -------------------------------------------------------------------------------------------------
+
+
+def test_openapi_names_the_parameters_of_every_person_route(service: Service) -> None:
+    document = service.call("GET", "/openapi.json", scope=None).json()
+    routes = {path: found for path, found in document["paths"].items() if path.startswith("/v1/users/")}
+    assert len(routes) >= 4
+    for found in routes.values():
+        for method, operation in found.items():
+            names = [(one["name"], one["in"]) for one in operation["parameters"]]
+            assert names == [("id", "path"), *([("evidence_token", "query")] if method == "get" else [])]
+            assert "404" in operation["responses"]
+    assert "Choice" in document["components"]["schemas"]
+    assert json.loads(msgspec.json.encode(document)) == document
+
+
+def test_a_question_id_proves_what_was_asked_and_of_whom(service: Service) -> None:
+    signer = service.replica.signer
+    turn = Turn(number=3, items=("é\0", 'with "quotes"'), wording="skip", again=True, gain=0.1)
+    name = asking.ask(signer, "ann", turn, NOW_MS)
+    asked = asking.read(signer, "ann", name)
+    assert (asked.first, asked.second, asked.wording, asked.again) == (*turn.items, "skip", True)
+    with pytest.raises(RequestError, match="never asked"):
+        asking.read(signer, "bob", name)
+    with pytest.raises(RequestError, match="never asked"):
+        asking.read(signer, "question\0ann", name)
+    signer.rotate()
+    assert asking.read(signer, "ann", name) == asked
+    assert len(ITEMS) == 12
