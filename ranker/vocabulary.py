@@ -287,6 +287,7 @@ class Vocabulary:
             if well > little:
                 found.append((f"{POPULARITY}=little known", 3, np.flatnonzero(acts_N <= little)))
                 found.append((f"{POPULARITY}=well known", 3, np.flatnonzero(acts_N >= well)))
+        found = found[: self._most]
         chosen = self._chosen(np.bincount(codes_M, minlength=len(self._codes)), count, self._most - len(found))
         column_of = np.full(len(self._codes) + len(found), -1, np.int64)
         named = dict(chosen) | {key: len(self._codes) + place for place, (key, _, _) in enumerate(found)}
@@ -310,8 +311,8 @@ class Vocabulary:
             starts=np.concatenate([[0], np.cumsum(np.bincount(all_rows_M, minlength=count))]).astype(np.int64),
             columns_M=columns_M,
             bands={
-                name: tuple(Band(columns[key], low, high) for key, low, high in found_)
-                for name, found_ in bands.items()
+                name: tuple(Band(columns[key], low, high) for key, low, high in ends if key in columns)
+                for name, ends in bands.items()
             },
             fields=self._fields,
         )
