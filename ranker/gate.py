@@ -23,6 +23,8 @@ from ranker.join import Example
 from ranker.metrics import log_losses, ndcg
 
 OVERALL = "overall"
+#: a gain counts at most so many times for the place it was earned at
+CLIP = 10.0
 Decision = Literal["pass", "hold", "refuse"]
 
 
@@ -66,12 +68,24 @@ class Sums:
     def __len__(self) -> int:
         return len(self.slates)
 
-    def add(self, example: Example, probabilities_NT: ArrayLike, groups: Mapping[str, str] | None = None) -> None:
+    def add(
+        self,
+        example: Example,
+        probabilities_NT: ArrayLike,
+        groups: Mapping[str, str] | None = None,
+        *,
+        utility_N: ArrayLike | None = None,
+    ) -> None:
         """Judge one closed slate by what the version predicted for it before it was learned.
+
+        Clicks fall where people look, so plain gains would favour whichever version chose the places. Each gain counts
+        by the inverse of what its place is worth, for all versions by the same curve: the learner's as the slate
+        opened (joachims2017unbiased).
 
         Args:
             probabilities_NT: at the shown positions, the position tower included.
             groups: the user's group labels, field to value.
+            utility_N: what the version ranked by, tower-free; without it, the probabilities' weighted sum.
         """
         chance_NT = np.asarray(probabilities_NT, np.float64)
         labels_NT, mask_NT = np.asarray(example.labels_NT, np.float64), np.asarray(example.mask_NT, np.float64)
@@ -80,9 +94,15 @@ class Sums:
         chosen = self._binary
         mask_Nt = mask_NT[:, chosen]
         loss_Nt = log_losses(labels_NT[:, chosen], np.clip(safe_NT[:, chosen], 0, 1)) * mask_Nt
-        score_N = utility(self.config, safe_NT)
-        gain_N = np.clip(utility(self.config, labels_NT * mask_NT), 0, None)
-        order = ndcg(gain_N, score_N) if len(gain_N) > 1 else float("nan")
+        score_N = np.nan_to_num(
+            utility(self.config, safe_NT) if utility_N is None else np.asarray(utility_N, np.float64)
+        )
+        worth_NT = np.ones_like(mask_NT) if example.foreseen is None else example.foreseen.worth_NT
+        gain_N, counted_N = (
+            np.clip(utility(self.config, labels_NT * mask_NT / worth), 0, None)
+            for worth in (1.0, np.clip(worth_NT, 1 / CLIP, None))
+        )
+        order = ndcg(gain_N, score_N, counted_N=counted_N) if len(gain_N) > 1 else float("nan")
         self.slates[example.ranking] = Judged(
             user=example.user,
             groups=tuple(f"{name}={value}" for name, value in sorted((groups or {}).items())),

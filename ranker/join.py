@@ -20,7 +20,6 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from msgspec import Struct, msgpack
 from msgspec.structs import replace
-from numpy.typing import NDArray
 
 from ranker import comparisons, events
 from ranker.catalogue import Catalogue, Item
@@ -28,7 +27,7 @@ from ranker.config import Config, Threshold
 from ranker.errors import ConfigError
 from ranker.events import Comparison, Event, Forget, Interaction, Ranking, User
 from ranker.evidence import EMPTY, Evidence, Mean, fold
-from ranker.slates import BLANK, Example, Mark, Packed, Slate
+from ranker.slates import BLANK, Example, Foreseen, Mark, Packed, Slate
 
 __all__ = ["KEEP", "Example", "Joiner"]
 
@@ -165,11 +164,11 @@ class Joiner:
         self._held.clear()
         return out
 
-    def note(self, ranking: str, predicted_NT: NDArray[np.float32]) -> None:
+    def note(self, ranking: str, foreseen: Foreseen) -> None:
         """Keep a prediction made when the slate opened; its closing example will carry it."""
         slate = self._slates.get(ranking)
         if slate is not None:
-            slate.predicted_NT = predicted_NT.astype(np.float32)
+            slate.foreseen = Foreseen(*(part.astype(np.float32) for part in foreseen))
 
     def _keep_user(self, user: str, evidence: Evidence) -> None:
         self.evidence[user] = evidence

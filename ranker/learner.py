@@ -31,6 +31,7 @@ from ranker.features import Encoder
 from ranker.join import Example, Joiner
 from ranker.model import Model, Output, Rows, keys_of
 from ranker.reliability import Population, fit_population
+from ranker.slates import Foreseen
 from ranker.taste import active_units, divergence, predictive_loss
 
 #: gradients are cut to this norm; their usual norm is below 1
@@ -45,6 +46,8 @@ FREE = 0.05
 ACTIVE = (0.005, 0.05)
 #: how fast the report on tastes follows
 FOLLOW = 0.02
+#: towers are tables of single logits: at the dense rate a place would take a thousand steps to its bias
+TOWERS = 10.0
 #: what a row's sum of squared gradients starts from, so that its first gradient is not a full step
 FIRST = 5.0
 #: labelled rows of a batch for which the configured rate is meant
@@ -126,7 +129,9 @@ class Learner:
         generator = torch.Generator().manual_seed(config.learning.seed)
         self.model = Model(config, generator)
         self._dense = self.model.dense()
-        self._adam = torch.optim.AdamW(self._dense, lr=config.learning.rate, weight_decay=1e-4, fused=True)
+        towers = [*self.model.tower.parameters(), *self.model.framing.parameters()]
+        others = [p for p in self._dense if all(p is not other for other in towers)]
+        self._adam = torch.optim.AdamW([{"params": others}, {"params": towers}], weight_decay=1e-4, fused=True)
         self._notes: OrderedDict[str, _Note] = OrderedDict()
         V, T = self.model.wide_VT.shape
         largest = max(abs(objective.weight) for objective in config.objectives) or 1.0
@@ -151,16 +156,35 @@ class Learner:
 
     def predict(self, examples: Sequence[Example], catalogue: Catalogue) -> list[NDArray[np.float32]]:
         """The model's (N, T) for each example as it is now: probabilities, tower included at the places shown."""
+        return [found.chances_NT for found in self.foresee(examples, catalogue)]
+
+    def foresee(self, examples: Sequence[Example], catalogue: Catalogue) -> list[Foreseen]:
+        """What the model says of each example as it is now: at the places shown, and apart from them."""
         if not examples:
             return []
         self.model.eval()
+        population = Population.from_array(self.model.get_buffer("reliability").numpy())
         with torch.no_grad():
-            out = self.model(collate(examples, catalogue, self.encoder))
-        logits_RT = out.logits_RT + out.tower_RT
+            out = self.model(collate(examples, catalogue, self.encoder, population))
+            free_RT, at_place_RT = self._chances(out.logits_RT), self._chances(out.logits_RT + out.tower_RT)
+            # the batch's items stand for the catalogue's typical one
+            typical_U = out.mean_UK @ out.phi_IK.mean(0) + out.intercept_I.mean()
+            own_R = np.repeat(np.arange(len(examples)), [len(example.items) for example in examples])
+            preferred_R = torch.sigmoid(out.utility_R - typical_U[own_R])
+            utility_R = free_RT @ self._weight_T + self.config.preference.weight * preferred_R
+        parts = at_place_RT, self._worth(out).where(~self._value_T, 1.0), utility_R
+        ends = np.cumsum([len(example.items) for example in examples])[:-1]
+        return [Foreseen(*some) for some in zip(*(np.split(part.numpy(), ends) for part in parts), strict=True)]
+
+    def _chances(self, logits_RT: Tensor) -> Tensor:
         values_RT = self.model.get_buffer("offset_T") + self.model.get_buffer("scale_T") * logits_RT
-        found_RT = torch.where(self._value_T, values_RT, torch.sigmoid(logits_RT)).numpy()
-        ends = np.cumsum([len(example.items) for example in examples])
-        return np.split(found_RT, ends[:-1])
+        return torch.where(self._value_T, values_RT, torch.sigmoid(logits_RT))
+
+    @staticmethod
+    def _worth(out: Output) -> Tensor:
+        """What an impression at its place counts, against one at an unknown place."""
+        chance_RT, at_place_RT = torch.sigmoid(out.logits_RT), torch.sigmoid(out.logits_RT + out.tower_RT)
+        return (at_place_RT / chance_RT.clamp(min=1e-6)).clamp(1 / WORTH, WORTH)
 
     def learn(self, examples: Sequence[Example], catalogue: Catalogue) -> StepReport:
         """One step on what is learnable among the examples.
@@ -264,7 +288,8 @@ class Learner:
         finite = bool(np.isfinite(norm)) and bool(torch.isfinite(loss))
         if finite:
             torch._foreach_mul_(grads, min(1.0, LARGEST / (norm + 1e-12)))
-            self._adam.param_groups[0]["lr"] = self._rate(usual)
+            for group, pace in zip(self._adam.param_groups, (1.0, TOWERS), strict=True):
+                group["lr"] = pace * self._rate(usual)
             self._adam.step()
             self._descend(batch, rows, usual)
             self._count(out, batch, count)
@@ -429,8 +454,7 @@ class Learner:
     def _count(self, out: Output, batch: Batch, rows: int) -> None:
         """Count what was learned; an impression is worth what its place is worth, against an unknown place."""
         with torch.no_grad():
-            chance_RT, at_place_RT = torch.sigmoid(out.logits_RT), torch.sigmoid(out.logits_RT + out.tower_RT)
-            worth_RT = (at_place_RT / chance_RT.clamp(min=1e-6)).clamp(1 / WORTH, WORTH)
+            worth_RT = self._worth(out)
             known_RT = batch.mask_RT[:rows] > 0
             self.model.counters.count(
                 keys_of(batch)[batch.row_item_R[:rows]],

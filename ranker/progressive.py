@@ -40,7 +40,7 @@ def narrow(example: Example, objective: int) -> Example:
     """The example with the labels of one objective only."""
     one = slice(objective, objective + 1)
     return replace(
-        example, labels_NT=example.labels_NT[:, one], mask_NT=example.mask_NT[:, one], served_NT=None, predicted_NT=None
+        example, labels_NT=example.labels_NT[:, one], mask_NT=example.mask_NT[:, one], served_NT=None, foreseen=None
     )
 
 

@@ -21,6 +21,20 @@ OPEN, SEEN, BLANK, LEARNED, CORRECTED = range(5)
 Mark = tuple[int, float | None]
 
 
+class Foreseen(NamedTuple):
+    """What a learner predicted of a slate when it was shown, before anything was learned from it.
+
+    Attributes:
+        chances_NT: at the places shown, the position tower included; for value objectives the value.
+        worth_NT: how often less the item is acted on at its place than at an unknown one (1 without a tower).
+        utility_N: what it would have ranked by: tower-free, with the preference.
+    """
+
+    chances_NT: NDArray[np.float32]
+    worth_NT: NDArray[np.float32]
+    utility_N: NDArray[np.float32]
+
+
 class Compared(NamedTuple):
     """Two rows of an example: how likely the one was preferred (1, or 1/2 for a tie), and the answer that says so."""
 
@@ -42,7 +56,8 @@ class Example:
         labels_NT: 0 or 1 for binary objectives, the value for value objectives.
         mask_NT: 1 where the label is known and is to be learned now.
         served_NT: the probabilities that the serving version logged.
-        predicted_NT: what `Joiner.note` was told for this slate when it opened.
+        score_N: the utilities that the serving version logged.
+        foreseen: what `Joiner.note` was told for this slate when it opened.
         opening: the slate was just shown: nothing is known, nothing to learn; the moment for an honest prediction.
         closing: all waits have passed: full labels, for metrics; its rows have been learned before.
         pairs: comparisons of its rows (ranker/comparisons.py), to be learned whatever the mask says.
@@ -58,7 +73,8 @@ class Example:
     labels_NT: NDArray[np.float32]
     mask_NT: NDArray[np.float32]
     served_NT: NDArray[np.float32] | None = None
-    predicted_NT: NDArray[np.float32] | None = None
+    score_N: NDArray[np.float32] | None = None
+    foreseen: Foreseen | None = None
     version: str | None = None
     arm: str | None = None
     inline: dict[str, dict[str, Value]] = field(default_factory=dict)
@@ -82,7 +98,8 @@ class Slate:
     labels_NT: NDArray[np.float32]
     status_NT: NDArray[np.uint8]
     served_NT: NDArray[np.float32] | None
-    predicted_NT: NDArray[np.float32] | None
+    score_N: NDArray[np.float32] | None
+    foreseen: Foreseen | None
     version: str | None
     arm: str | None
     inline: dict[str, dict[str, Value]]
@@ -106,7 +123,8 @@ class Slate:
             labels_NT=np.zeros(shape, np.float32),
             status_NT=np.zeros(shape, np.uint8),
             served_NT=_served(event, shape),
-            predicted_NT=None,
+            score_N=_scores(event),
+            foreseen=None,
             version=event.version,
             arm=event.arm,
             inline={shown.id: events.fields_of(shown.fields) for shown in event.items if shown.fields},
@@ -164,7 +182,8 @@ class Slate:
             labels_NT=np.array(self.labels_NT[take]),
             mask_NT=mask_NT[take].astype(np.float32),
             served_NT=None if self.served_NT is None else self.served_NT[take],
-            predicted_NT=None if self.predicted_NT is None else self.predicted_NT[take],
+            score_N=None if self.score_N is None else self.score_N[take],
+            foreseen=None if self.foreseen is None else Foreseen(*(part[take] for part in self.foreseen)),
             version=self.version,
             arm=self.arm,
             inline={name: self.inline[name] for name in items if name in self.inline} if self.inline else {},
@@ -186,7 +205,8 @@ class Slate:
             self.labels_NT.tobytes(),
             self.status_NT.tobytes(),
             None if self.served_NT is None else self.served_NT.tobytes(),
-            None if self.predicted_NT is None else self.predicted_NT.tobytes(),
+            None if self.score_N is None else self.score_N.tobytes(),
+            None if self.foreseen is None else tuple(part.tobytes() for part in self.foreseen),
             self.version,
             self.arm,
             self.inline,
@@ -212,7 +232,14 @@ class Slate:
             labels_NT=table(packed.labels, np.float32),
             status_NT=table(packed.status, np.uint8),
             served_NT=None if packed.served is None else table(packed.served, np.float32),
-            predicted_NT=None if packed.predicted is None else table(packed.predicted, np.float32),
+            score_N=None if packed.score is None else np.frombuffer(packed.score, np.float32).copy(),
+            foreseen=None
+            if packed.foreseen is None
+            else Foreseen(
+                table(packed.foreseen[0], np.float32),
+                table(packed.foreseen[1], np.float32),
+                np.frombuffer(packed.foreseen[2], np.float32).copy(),
+            ),
             version=packed.version,
             arm=packed.arm,
             inline=packed.inline,
@@ -234,7 +261,8 @@ class Packed(Struct, array_like=True):
     labels: bytes
     status: bytes
     served: bytes | None
-    predicted: bytes | None
+    score: bytes | None
+    foreseen: tuple[bytes, ...] | None
     version: str | None
     arm: str | None
     inline: dict[str, dict[str, Value]]
@@ -247,3 +275,9 @@ def _served(event: Ranking, shape: tuple[int, int]) -> NDArray[np.float32] | Non
     if any(row is None or len(row) != shape[1] for row in rows):
         return None
     return np.array(rows, np.float32).reshape(shape)
+
+
+def _scores(event: Ranking) -> NDArray[np.float32] | None:
+    """The logged utilities, where every item carries one."""
+    scores = [shown.score for shown in event.items]
+    return None if any(score is None for score in scores) else np.array(scores, np.float32)

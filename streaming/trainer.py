@@ -15,7 +15,6 @@ from threading import Event as Signal
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ranker import events
@@ -23,11 +22,13 @@ from ranker.catalogue import Catalogue
 from ranker.config import Config
 from ranker.errors import CheckpointError, EventError, PromotionRefused, RegistryError
 from ranker.events import Event, Forget
+from ranker.evidence import Answer
 from ranker.gate import Gate, Sums, Verdict
 from ranker.golden import Golden, made_up
 from ranker.join import Example, Joiner
 from ranker.learner import Learner, StepReport
 from ranker.registry import Registry
+from ranker.slates import Foreseen
 from streaming.checkpoint import Checkpoint, Checkpoints, Journal, Offsets, Source, Step, replayed
 from streaming.log import Record
 from streaming.progress import Progress, Rate
@@ -35,6 +36,8 @@ from streaming.progress import Progress, Rate
 GROUP = "plurank-trainer"
 #: earlier logs whose offsets are kept, for records that are carried over
 LOGS = 8
+#: steps between two looks at what reliable answers are like
+RELIABILITY = 256
 #: slates that plurank did not serve, taken into the candidate's window per step
 OTHERS = 50
 
@@ -102,12 +105,16 @@ class Report:
 class Student(Protocol):
     """What learns: ranker.learner.Learner."""
 
-    def predict(self, examples: Sequence[Example], catalogue: Catalogue) -> list[NDArray[np.float32]]:
-        """Chances (N, T) at the shown positions, as things stand."""
+    def foresee(self, examples: Sequence[Example], catalogue: Catalogue) -> list[Foreseen]:
+        """What it says of each slate as things stand."""
         ...
 
     def learn(self, examples: Sequence[Example], catalogue: Catalogue) -> StepReport:
         """One step."""
+        ...
+
+    def believe(self, people: Iterable[Sequence[Answer]]) -> None:
+        """Find out anew what reliable answers look like."""
         ...
 
     def weights(self) -> dict[str, Tensor]:
@@ -242,6 +249,9 @@ class Trainer:
         self._judge(examples)
         reports = [self.learner.learn(some, self.joiner.catalogue) for some in _portions(examples, self.pace.rows)]
         self._learned |= any(report.rows for report in reports)
+        if step.number % RELIABILITY == 0:
+            # by steps and not by the clock, so that a replay does the same
+            self.learner.believe(evidence.answers for evidence in self.joiner.evidence.values() if evidence.answers)
         self._step = step.number
         self._offsets[self._log] |= {partition: end for partition, (_, end) in step.ranges.items()}
         self.source.covered[self._log] = dict(self._offsets[self._log])
@@ -273,23 +283,25 @@ class Trainer:
         predictions = dict(
             zip(
                 [example.ranking for example in shown],
-                self.learner.predict(shown, self.joiner.catalogue) if shown else [],
+                self.learner.foresee(shown, self.joiner.catalogue) if shown else [],
                 strict=True,
             )
         )
-        for ranking, predicted_NT in predictions.items():
-            self.joiner.note(ranking, predicted_NT)
+        for ranking, foreseen in predictions.items():
+            self.joiner.note(ranking, foreseen)
         closed = [example for example in examples if example.closing]
         for place, example in enumerate(closed):
-            predicted = predictions.get(example.ranking, example.predicted_NT)
-            self._progress.add(example, predicted)
+            # a slate may open and close in one step
+            foreseen = predictions.get(example.ranking) or example.foreseen
+            example = replace(example, foreseen=foreseen)  # noqa: PLW2901
+            self._progress.add(example, None if foreseen is None else foreseen.chances_NT)
             # slates of others tell only of catastrophes: the last few of a step will do
             ours = example.served_NT is not None and example.version is not None
             groups = self.joiner.groups.get(example.user)
-            if predicted is not None and (ours or place >= len(closed) - OTHERS):
-                self.candidate.add(example, predicted, groups)
+            if foreseen is not None and (ours or place >= len(closed) - OTHERS):
+                self.candidate.add(example, foreseen.chances_NT, groups, utility_N=foreseen.utility_N)
             if example.served_NT is not None and ours:
-                self.current.add(example, example.served_NT, groups)
+                self.current.add(example, example.served_NT, groups, utility_N=example.score_N)
 
     def _forget(self, user: str) -> None:
         for sums in (self.candidate, self.current):

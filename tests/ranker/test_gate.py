@@ -1,6 +1,7 @@
 """The gate: harm is refused, too little data waits, equals pass, catastrophes act at once."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from ranker.config import Config, parse
 from ranker.evidence import EMPTY
 from ranker.gate import OVERALL, Gate, Sums
 from ranker.join import Example
+from ranker.slates import Foreseen
 
 CONFIG = parse(
     {"objectives": [{"name": "click", "event": "click"}, {"name": "hate", "event": "hate", "weight": -1.0}]},
@@ -150,3 +152,32 @@ def test_unknown_labels_do_not_enter_the_loss() -> None:
     assert judged.rows_T == (2, 0)
     assert judged.loss_T == pytest.approx((-2 * np.log(0.9), 0), abs=1e-6)
     assert judged.ndcg == 1
+
+
+def looked_at(worth: bool, seed: int) -> tuple[float, str]:
+    """Clicks fall where people look; the candidate is as good as the served version, but did not choose the places."""
+    generator = np.random.default_rng(seed)
+    new, old = Sums(CONFIG), Sums(CONFIG)
+    seen_N = 1 / (1 + np.arange(10.0))
+    for number in range(600):
+        liking_N = generator.beta(2, 3, 10)
+        served_N, other_N = (liking_N + generator.normal(scale=0.1, size=10) for _ in range(2))
+        order = np.argsort(-served_N)
+        labels_NT = np.zeros((10, 2))
+        labels_NT[:, 0] = generator.random(10) < liking_N[order] * seen_N
+        shown = example(f"r{number}", f"u{number % 150}", labels_NT)
+        if worth:
+            worth_NT = np.stack([seen_N, np.ones(10)], 1).astype(np.float32)
+            shown = replace(shown, foreseen=Foreseen(worth_NT, worth_NT, worth_NT[:, 0]))
+        chance_NT = np.stack([liking_N[order] * seen_N, np.full(10, 0.01)], 1)
+        old.add(shown, chance_NT, utility_N=served_N[order])
+        new.add(shown, chance_NT, utility_N=other_N[order])
+    verdict = Gate().judge(new, old)
+    return verdict.measures[f"ndcg@10:{OVERALL}:change"], verdict.decision
+
+
+def test_whoever_chose_the_places_has_no_advantage() -> None:
+    plain, fair = ([looked_at(worth, seed) for seed in range(5)] for worth in (False, True))
+    assert all(decision == "refuse" for _, decision in plain)
+    assert all(decision == "pass" for _, decision in fair)
+    assert abs(np.mean([change for change, _ in fair])) < 0.25 * abs(np.mean([change for change, _ in plain]))

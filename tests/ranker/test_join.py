@@ -11,6 +11,7 @@ from ranker.config import Config
 from ranker.errors import ConfigError
 from ranker.events import Event, Field, Forget, Interaction, Item, Ranking, Shown, User
 from ranker.join import KEEP, Example, Joiner
+from ranker.slates import Foreseen
 
 CONFIG = config.parse(
     {
@@ -154,10 +155,16 @@ def test_a_prediction_noted_at_the_opening_comes_back_at_the_closing() -> None:
     (opening,) = push(joiner, slate())
     assert opening.opening
     assert not opening.mask_NT.any()
-    joiner.note("r1", np.full((3, 4), 0.25, np.float32))
-    predicted = joiner.flush()[-1].predicted_NT
-    assert predicted is not None
-    assert (predicted == 0.25).all()
+    chances_NT = np.full((3, 4), 0.25, np.float32)
+    joiner.note("r1", Foreseen(chances_NT, 2 * chances_NT, np.arange(3, dtype=np.float32)))
+    resumed = Joiner(CONFIG)
+    resumed.load(joiner.state())
+    for one in (joiner, resumed):
+        foreseen = one.flush()[-1].foreseen
+        assert foreseen is not None
+        assert (foreseen.chances_NT == 0.25).all()
+        assert (foreseen.worth_NT == 0.5).all()
+        assert foreseen.utility_N.tolist() == [0, 1, 2]
 
 
 def test_groups_are_labels_beside_the_evidence_and_never_in_it() -> None:

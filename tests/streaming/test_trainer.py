@@ -19,6 +19,7 @@ from ranker.gate import Gate
 from ranker.join import Example
 from ranker.learner import Learner
 from ranker.registry import Registry
+from ranker.slates import Foreseen
 from streaming.log import Record
 from streaming.trainer import Pace, Report, Trainer
 
@@ -231,10 +232,10 @@ class Watched(Learner):
         super().__init__(CONFIG)
         self.first: list[tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]] = []
 
-    def predict(self, examples: Sequence[Example], catalogue: Catalogue) -> list[NDArray[np.float32]]:
+    def foresee(self, examples: Sequence[Example], catalogue: Catalogue) -> list[Foreseen]:
         assert all(example.opening for example in examples)
-        found = super().predict(examples, catalogue)
-        self.first.append((found, Learner(CONFIG).predict(examples, catalogue)))
+        found = super().foresee(examples, catalogue)
+        self.first.append(([one.chances_NT for one in found], Learner(CONFIG).predict(examples, catalogue)))
         return found
 
 
@@ -280,8 +281,9 @@ def test_a_log_made_anew_while_it_is_read_is_noticed_between_two_steps(tmp_path:
 class Stubborn(Learner):
     """Thinks the world of everything."""
 
-    def predict(self, examples: Sequence[Example], catalogue: Catalogue) -> list[NDArray[np.float32]]:
-        return [np.full(example.labels_NT.shape, 0.9, np.float32) for example in examples]
+    def foresee(self, examples: Sequence[Example], catalogue: Catalogue) -> list[Foreseen]:
+        wide = [np.full(example.labels_NT.shape, 0.9, np.float32) for example in examples]
+        return [Foreseen(chances_NT, 0 * chances_NT + 1, chances_NT[:, 0]) for chances_NT in wide]
 
 
 def served(tmp_path: Path, chance: float, learner: Learner | None = None) -> tuple[Trainer, Log, Ticks]:
