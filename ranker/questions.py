@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, log_expit
 
 from ranker.errors import RequestError
-from ranker.taste import Factor
+from ranker.taste import Factor, Temper, fuse, tempered
 
 Array = NDArray[np.float64]
 
@@ -178,6 +178,48 @@ def next_question(
     rows = np.array(divmod(place, found.shape[1]))
     gain = gains(mean_K, precision_KK, pool_PK[rows], intercept_P[rows])[0, 1]
     return Question(one=int(rows[0]), other=int(rows[1]), gain=float(gain))
+
+
+def choose_temper(
+    prior: Factor,
+    histories: Sequence[Factor],
+    answers: Sequence[Asked],
+    held: Sequence[Asked],
+    *,
+    scales: Sequence[float] = (1.0, 0.7, 0.5, 0.35, 0.25, 0.1),
+    residuals: Sequence[float] = (0.05, 0.1, 0.2, 0.4),
+) -> tuple[Temper, dict[Temper, float]]:
+    """How far histories are to be believed beside answers: what predicts validation people's other comparisons best.
+
+    Args:
+        histories: each person's behaviour factor, diagonal.
+        answers: her answers, about other items than the history.
+        held: comparisons to predict, of neither.
+        scales: precision scalars to try; 1 is none.
+        residuals: residual variances to try, as shares of the prior's.
+
+    Returns: the choice, and the loss of everything tried in nats a comparison.
+    """
+    tried = [Temper(scale=scale) for scale in scales]
+    tried += [Temper(residual_K=(share / prior.precision).astype(np.float32)) for share in residuals]
+    losses = dict.fromkeys(tried, 0.0)
+    for temper in tried:
+        for history, asked, unseen in zip(histories, answers, held, strict=True):
+            before = fuse(prior, [tempered(prior, history, temper)])
+            known = Factor(before.precision_K, before.precision_K * before.mean_K)
+            taste = fuse(known, [answers_factor(known, asked)])
+            losses[temper] += surprise(taste.mean_K.astype(np.float64), taste.precision_K.astype(np.float64), unseen)
+    losses = {temper: loss / max(len(held), 1) for temper, loss in losses.items()}
+    return min(losses, key=losses.__getitem__), losses
+
+
+def surprise(mean_K: Array, precision_KK: Array, held: Asked) -> float:
+    """What a taste fails to predict of comparisons, nats each (a weighted mean; `taste.predictive_loss` in numpy)."""
+    margin_A = held.offsets_A + held.differences_AK @ mean_K
+    solved_KA = np.linalg.solve(_full(precision_KK), held.differences_AK.T)
+    shrunk_A = margin_A / np.sqrt(1 + math.pi / 8 * (held.differences_AK * solved_KA.T).sum(1))
+    loss_A = -held.share_A * log_expit(shrunk_A) - (1 - held.share_A) * log_expit(-shrunk_A)
+    return float(held.weight_A @ loss_A / max(held.weight_A.sum(), 1e-12))
 
 
 def entropy(precision_KK: Array) -> float:

@@ -5,8 +5,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ranker.errors import RequestError
-from ranker.questions import Asked, answers_factor, as_asked, entropy, gains, log_posterior, next_question, reductions
-from ranker.taste import Factor, fuse
+from ranker.questions import (
+    Asked,
+    answers_factor,
+    as_asked,
+    choose_temper,
+    entropy,
+    gains,
+    log_posterior,
+    next_question,
+    reductions,
+    surprise,
+)
+from ranker.taste import Factor, fuse, predictive_loss
 
 
 def random_case(seed, answers=6, k=3):
@@ -195,3 +206,36 @@ def test_adaptive_questions_learn_a_known_taste_faster_than_random_ones():
             accuracy[kind] = np.mean((unseen @ truth > 0) == (unseen @ taste.mean_K > 0))
         wins.append(accuracy["adaptive"] - accuracy["random"])
     assert np.mean(wins) > 0.02
+
+
+def history_case(seed, believed, people=60, k=3):
+    """People whose histories tell the truth with variance 1/2, though they claim the precision `believed`."""
+    rng = np.random.default_rng(seed)
+    prior = Factor(np.ones(k, np.float32), np.zeros(k, np.float32))
+    histories, answers, held = [], [], []
+    for _ in range(people):
+        z = rng.normal(size=k)
+        shown = z + rng.normal(size=k) * np.sqrt(0.5)
+        histories.append(Factor(np.full(k, believed, np.float32), (believed * shown).astype(np.float32)))
+        for parts, count in ((answers, 8), (held, 40)):
+            apart = 2 * rng.normal(size=(count, k))
+            share = (rng.random(count) < 1 / (1 + np.exp(-apart @ z))).astype(float)
+            parts.append(Asked(differences_AK=apart, offsets_A=np.zeros(count), share_A=share, weight_A=np.ones(count)))
+    return prior, histories, answers, held
+
+
+def test_an_honest_history_is_believed_and_an_overconfident_one_tempered():
+    honest, losses = choose_temper(*history_case(0, 2.0))
+    assert honest.scale == 1
+    assert len(losses) == 10
+    boastful, losses = choose_temper(*history_case(0, 40.0))
+    assert boastful.residual_K is not None or boastful.scale < 0.5
+    assert losses[boastful] == min(losses.values()) < losses[next(iter(losses))]
+
+
+def test_surprise_is_the_predictive_loss_of_the_taste():
+    _, asked, z = random_case(1, 7)
+    precision = np.diag([1.0, 2, 3])
+    variance = (asked.differences_AK**2 / np.array([1.0, 2, 3])).sum(1)
+    parts = (asked.offsets_A + asked.differences_AK @ z, variance, asked.share_A, asked.weight_A)
+    assert surprise(z, precision, asked) == pytest.approx(predictive_loss(*map(torch.from_numpy, parts)).item())
