@@ -23,8 +23,8 @@ def ndcg(gains_N: ArrayLike, scores_N: ArrayLike, k: int = 10, *, counted_N: Arr
     in which the items were listed can never leak in. Equals `sklearn.metrics.ndcg_score`, some ten times faster.
 
     Args:
-        counted_N: gains weighed for how likely they were to be seen. They replace the gains above the bar and not below:
-            a norm of weighed gains would undo the weight of a slate's only gain.
+        counted_N: gains weighed for how likely they were to be seen. They replace the gains above the bar, not below: a
+            norm of weighed gains would undo the weight of a slate's only gain.
 
     Source: jarvelin2002cumulated; ties mcsherry2008computing.
 

@@ -7,7 +7,7 @@ batches, and arrives at the same bits.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
@@ -292,14 +292,14 @@ class Trainer:
         closed = [example for example in examples if example.closing]
         for place, example in enumerate(closed):
             # a slate may open and close in one step
-            foreseen = predictions.get(example.ranking) or example.foreseen
-            example = replace(example, foreseen=foreseen)  # noqa: PLW2901
-            self._progress.add(example, None if foreseen is None else foreseen.chances_NT)
+            known = predictions.get(example.ranking) or example.foreseen
+            example = replace(example, foreseen=known)  # noqa: PLW2901
+            self._progress.add(example, None if known is None else known.chances_NT)
             # slates of others tell only of catastrophes: the last few of a step will do
             ours = example.served_NT is not None and example.version is not None
             groups = self.joiner.groups.get(example.user)
-            if foreseen is not None and (ours or place >= len(closed) - OTHERS):
-                self.candidate.add(example, foreseen.chances_NT, groups, utility_N=foreseen.utility_N)
+            if known is not None and (ours or place >= len(closed) - OTHERS):
+                self.candidate.add(example, known.chances_NT, groups, utility_N=known.utility_N)
             if example.served_NT is not None and ours:
                 self.current.add(example, example.served_NT, groups, utility_N=example.score_N)
 
