@@ -19,6 +19,7 @@ from msgspec import structs
 from numpy.typing import NDArray
 
 from ranker import metrics
+from ranker.average import Average
 from ranker.baselines import Ease, Triples, mean_utility, popularity
 from ranker.catalogue import Catalogue
 from ranker.config import Config
@@ -347,8 +348,7 @@ def evaluate(
             for number in range(seed, seed + seeds):
                 own = structs.replace(shape, learning=structs.replace(shape.learning, seed=number))
                 named = f"{arm}, seed {number}" if seeds > 1 else arm
-                learner = _learned(own, log, splitter, passes=passes, rows=rows, say=say, name=named)
-                shipped = learner.weights()
+                shipped = learned(own, log, splitter, passes=passes, rows=rows, say=say, name=named)
                 if split == "user":
                     # asked at each user's own time; counts as of the log's end would tell her the future
                     uncount(shipped)
@@ -362,15 +362,26 @@ def evaluate(
     yield from compare(config, parts.cases, arms, seed=seed)
 
 
-def _learned(
-    config: Config, log: Log, splitter: Splitter, *, passes: int, rows: int, say: Callable[[str], object], name: str
-) -> Learner:
-    """A learner that went through the learning part so many times, each time without the counts of the time before."""
-    learner = Learner(config)
+def learned(
+    config: Config,
+    log: Log,
+    splitter: Splitter,
+    *,
+    passes: int,
+    rows: int = 512,
+    say: Callable[[str], object] = lambda _: None,
+    name: str = "full",
+) -> dict[str, torch.Tensor]:
+    """What a model that went through the learning part so many times would ship.
+
+    As in `plurank train`: no pass finds the counts of the one before, and of several the last one is averaged.
+    """
+    learner, average = Learner(config), Average()
     for number in range(passes):
         say(f"{name}: pass {number + 1} of {passes}")
         uncount(learner.model.state_dict())
         held = splitter.mark()
         for _ in train((event for event in log() if not held(event)), learner, Joiner(config, pairs=True), rows=rows):
-            pass
-    return learner
+            if 0 < number == passes - 1:
+                average.add(learner.model)
+    return average.weights(learner.weights())

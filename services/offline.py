@@ -115,16 +115,19 @@ def first_version(
 ) -> tuple[str, dict[str, Any]]:
     """Learn from a log, save the version, and promote it where nothing is served yet.
 
+    No pass finds the counts of the one before; of several, the last one's weights are averaged (`ranker/average.py`).
+
     Returns:
         The version and what the training was.
     """
+    from ranker.average import Average
     from ranker.counters import uncount
     from ranker.gate import Verdict
     from ranker.golden import Golden
     from ranker.join import Joiner
     from ranker.learner import Learner, train
 
-    learner = Learner(config)
+    learner, average = Learner(config), Average()
     joiner = Joiner(config)
     columns = (
         SpinnerColumn(),
@@ -152,10 +155,12 @@ def first_version(
             uncount(learner.model.state_dict())
             for step in train(counted(), learner, joiner):
                 skipped += not step.finite
+                if 0 < epoch == epochs - 1:
+                    average.add(learner.model)
     if not seen:
         raise DataError(data, "no events", "name a log that holds events")
     facts = {"data": data, "events": seen, "epochs": epochs, "items": len(joiner.catalogue), "skipped": skipped}
-    weights = learner.weights()
+    weights = average.weights(learner.weights())
     golden = Golden.record(config, weights, joiner.catalogue, _cases(joiner))
     version = registry.save(weights, config, metrics={"training": facts}, golden=golden, parent=None)
     if registry.current() is None:
