@@ -98,10 +98,9 @@ class Sums:
             utility(self.config, safe_NT) if utility_N is None else np.asarray(utility_N, np.float64)
         )
         worth_NT = np.ones_like(mask_NT) if example.foreseen is None else example.foreseen.worth_NT
-        gain_N, counted_N = (
-            np.clip(utility(self.config, labels_NT * mask_NT / worth), 0, None)
-            for worth in (1.0, np.clip(worth_NT, 1 / CLIP, None))
-        )
+        known_NT = labels_NT * mask_NT
+        weighed_NT = known_NT / np.maximum(np.asarray(worth_NT, np.float64), 1 / CLIP)
+        gain_N, counted_N = (np.clip(utility(self.config, some_NT), 0, None) for some_NT in (known_NT, weighed_NT))
         order = ndcg(gain_N, score_N, counted_N=counted_N) if len(gain_N) > 1 else float("nan")
         self.slates[example.ranking] = Judged(
             user=example.user,

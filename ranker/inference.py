@@ -30,7 +30,9 @@ from ranker.mmoe import folding, mixed
 from ranker.model import Model, parts
 from ranker.questions import Asked, answers_factor
 from ranker.reliability import Population, answer_weights
+from ranker.summary import Space, Summariser, masked, words_factor
 from ranker.taste import Factor, Taste, fuse
+from ranker.vocabulary import Tags, Vocabulary
 
 #: below this many items the item side of the first layer is kept; above, memory matters more than the product
 CACHED_ITEMS = 131_072
@@ -75,6 +77,8 @@ class _Side:
     whole: bool
     index: Index
     typical_K1: NDArray[np.float32]
+    tags: Tags
+    space: Space
 
 
 class Inference:
@@ -86,6 +90,7 @@ class Inference:
     Args:
         weights: `Model.state_dict()`, or what a version ships; kept as they are, so they may not change afterwards.
         encoder: to share the cache of encoded items between versions.
+        vocabulary: to share the tags of a catalogue between versions.
         cached: up to so many items the item side of the first layer is kept in memory.
         bf16: experts in bfloat16; by default where they are many (WIDE) and the CPU has AMX. Probabilities of
             binary objectives moved by less than 0.005 over random weights.
@@ -100,6 +105,7 @@ class Inference:
         weights: Mapping[str, Tensor],
         *,
         encoder: Encoder | None = None,
+        vocabulary: Vocabulary | None = None,
         cached: int = CACHED_ITEMS,
         bf16: bool | None = None,
     ) -> None:
@@ -122,6 +128,8 @@ class Inference:
         prior_K = np.exp(w["history.prior_log_precision_K"].numpy())
         self.prior = Factor(prior_K, prior_K * w["history.prior_mean_K"].numpy())
         self.population = Population.from_array(w["reliability"].numpy())
+        self.summariser = Summariser(w, "summary.")
+        self.vocabulary = vocabulary
         objectives = len(config.objectives)
         to_phi, to_z, to_zphi, to_r, to_item, to_user, to_request, to_row = (
             part.T.contiguous() for part in w["first"].split_with_sizes(parts(sizes.K, sizes.D, objectives), 1)
@@ -187,7 +195,14 @@ class Inference:
             born_N[few] = [items[row].first_seen for row in few.tolist()]
         base_NX = tail_NX[: len(items), : self.sizes.K + 1].numpy()
         typical_K1 = base_NX.mean(0) if len(items) else np.zeros(self.sizes.K + 1, np.float32)
-        self._side = _Side(items, first_NS, tail_NX, act_NH, born_N, whole, Index(base_NX), typical_K1)
+        if self.vocabulary is None or self.vocabulary.catalogue is not catalogue:
+            self.vocabulary = Vocabulary(self.config, catalogue)
+        self.vocabulary.update()
+        tags = self.vocabulary.tags
+        space = Space.of(tags.directions(base_NX[:, :-1]), self.prior)
+        self._side = _Side(
+            items, first_NS, tail_NX, act_NH, born_N, whole, Index(base_NX), typical_K1, tags=tags, space=space
+        )
         self._catalogue = catalogue
 
     @property
@@ -200,6 +215,8 @@ class Inference:
 
         Units: now in ms.
         """
+        side, words = self._side, evidence.words
+        evidence = self.masked(evidence)
         acted = frozenset(act.item for act in evidence.history[-self.sizes.acts :])
         factors, sources = self.factors(evidence, now)
         taste = fuse(self.prior, factors)
@@ -207,7 +224,21 @@ class Inference:
         if answers:
             before = Factor(taste.precision_K, _information(taste))
             taste = fuse(before, [self._answered(before, answers)])
-        return replace(taste, acted=acted, sources={**sources, "answers": len(answers)})
+        written = len(words.likes) + len(words.avoids) + len(words.struck)
+        if written:
+            before = Factor(taste.precision_K, _information(taste))
+            taste = fuse(before, [words_factor(words, side.tags, self.summariser, side.space, before)])
+        return replace(taste, acted=acted, sources={**sources, "answers": len(answers), "words": written})
+
+    def masked(self, evidence: Evidence) -> Evidence:
+        """The evidence without the acts behind struck phrases; the same object where nothing is struck."""
+        return evidence if self.vocabulary is None else masked(evidence, self.vocabulary)
+
+    @property
+    def speech(self) -> tuple[Tags, Space]:
+        """The tags and their directions in the space of base rewards, of the same moment."""
+        side = self._side
+        return side.tags, side.space
 
     def factors(self, evidence: Evidence, now: int) -> tuple[list[Factor], dict[str, int]]:
         """What each source but the answers adds to the prior, and how many pieces each holds."""
@@ -301,8 +332,13 @@ class Inference:
         first_NS = torch.zeros(0, sizes.S if whole else sizes.D)
         tail_NX = torch.zeros(0, sizes.K + 1 + objectives + self._counters.inputs)
         nothing = np.zeros((0, sizes.K + 1), np.float32)
-        act_NH, born_N = torch.zeros(0, sizes.encoder), np.zeros(0, np.int64)
-        return _Side([], first_NS, tail_NX, act_NH, born_N, whole, Index(nothing), np.zeros(sizes.K + 1, np.float32))
+        act_NH, born_N, typical_K1 = (
+            torch.zeros(0, sizes.encoder),
+            np.zeros(0, np.int64),
+            np.zeros(sizes.K + 1, np.float32),
+        )
+        tags, space = Tags(), Space.of(np.zeros((0, sizes.K)), self.prior)
+        return _Side([], first_NS, tail_NX, act_NH, born_N, whole, Index(nothing), typical_K1, tags=tags, space=space)
 
     def _user_side(
         self, taste: Taste, user: Mapping[str, Value], request: Mapping[str, Value]

@@ -33,6 +33,7 @@ from ranker.model import Model, Output, Rows, keys_of
 from ranker.reliability import Population, fit_population
 from ranker.slates import Foreseen
 from ranker.taste import active_units, divergence, predictive_loss
+from ranker.tutor import EVERY, Tutor
 
 #: gradients are cut to this norm; their usual norm is below 1
 LARGEST = 10.0
@@ -132,6 +133,7 @@ class Learner:
         towers = [*self.model.tower.parameters(), *self.model.framing.parameters()]
         others = [p for p in self._dense if all(p is not other for other in towers)]
         self._adam = torch.optim.AdamW([{"params": others}, {"params": towers}], weight_decay=1e-4, fused=True)
+        self._tutor = Tutor(config, self.model)
         self._notes: OrderedDict[str, _Note] = OrderedDict()
         V, T = self.model.wide_VT.shape
         largest = max(abs(objective.weight) for objective in config.objectives) or 1.0
@@ -231,6 +233,7 @@ class Learner:
         for place, parameter in enumerate(self._dense):
             for name, tensor in self._adam.state.get(parameter, {}).items():
                 found[f"adam.{place}.{name}"] = tensor.clone()
+        found |= {f"tutor.{name}": tensor for name, tensor in self._tutor.state().items()}
         notes = [(name, note.items, note.counts_NF.tobytes()) for name, note in self._notes.items()]
         found["notes"] = torch.frombuffer(bytearray(msgpack.encode(notes)), dtype=torch.uint8)
         found["random"] = self.model.generator.get_state()
@@ -255,6 +258,7 @@ class Learner:
             own_state = {n: state[f"adam.{place}.{n}"].clone() for n in ADAM if f"adam.{place}.{n}" in state}
             if own_state:
                 self._adam.state[parameter] = own_state
+        self._tutor.load({name[6:]: tensor for name, tensor in state.items() if name.startswith("tutor.")})
         width = self.model.counters.inputs
         self._notes = OrderedDict(
             (name, _Note(tuple(items), np.frombuffer(raw, np.float32).reshape(-1, width)))
@@ -269,7 +273,8 @@ class Learner:
     def _step(self, taught: list[Example], pairs: list[Example], catalogue: Catalogue) -> StepReport:
         count = sum(len(example.items) for example in taught)
         population = Population.from_array(self.model.get_buffer("reliability").numpy())
-        batch = collate([*taught, *self._drawn(taught, catalogue), *pairs], catalogue, self.encoder, population)
+        examples = [*taught, *self._drawn(taught, catalogue), *pairs]
+        batch = collate(examples, catalogue, self.encoder, population)
         rows = self.model.gather(batch)
         self.model.train()
         # the forward pass keeps running means in these; the counts are large and move only below
@@ -293,6 +298,8 @@ class Learner:
             self._adam.step()
             self._descend(batch, rows, usual)
             self._count(out, batch, count)
+            if pairs and int(self._kept["steps"]) % EVERY == 0:
+                self._tutor.teach(examples, batch, out, catalogue, self.encoder)
         else:
             for name, tensor in before.items():
                 self.model.get_buffer(name).copy_(tensor)

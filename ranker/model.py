@@ -30,6 +30,7 @@ from ranker.features import ACTS, AGES, Encoder
 from ranker.mmoe import MMoE
 from ranker.questions import Asked, answers_factor
 from ranker.reliability import Population
+from ranker.summary import Policy
 from ranker.taste import Factor, History, fuse
 
 
@@ -133,6 +134,8 @@ class Model(nn.Module):
         self.tower = BiasTower([objective.biased for objective in config.objectives])
         # order and words of a question move an answer as a position moves a click
         self.framing = BiasTower([True], rows=256)
+        #: learns in lessons of its own (ranker/tutor.py)
+        self.summary = Policy(generator)
         self.register_buffer("reliability", torch.from_numpy(Population.default().to_array()))
         # a value objective is learned in units of its own spread: value = offset + scale * logit
         self.register_buffer("offset_T", torch.zeros(objectives))
@@ -140,8 +143,9 @@ class Model(nn.Module):
         self.register_buffer("typical_T", torch.zeros(objectives))
 
     def dense(self) -> list[nn.Parameter]:
-        """Every parameter except the two tables that are learned row by row."""
-        return [p for name, p in self.named_parameters() if name not in ("table_VD", "wide_VT")]
+        """Every parameter except the two tables, which are learned row by row, and those of the summary."""
+        rest = ("table_VD", "wide_VT", "summary.")
+        return [p for name, p in self.named_parameters() if not name.startswith(rest)]
 
     def gather(self, batch: Batch) -> Rows:
         """The rows this batch needs, detached from the tables: learn on these, then write them back."""

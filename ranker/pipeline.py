@@ -24,6 +24,7 @@ from ranker.config import PREFERENCE, Config
 from ranker.errors import RequestError
 from ranker.events import MAX_ITEMS, Value
 from ranker.evidence import EMPTY, Evidence
+from ranker.summary import profiled
 
 if TYPE_CHECKING:
     from ranker.inference import Inference, Scores
@@ -246,7 +247,7 @@ class Pipeline:
         order_N = np.argsort(-utility_N, kind="stable")[: int(finite_N.sum())]
         places = min(self._limit_of(request, len(order_N)), len(order_N))
         window = min(places, self.config.serving.slate)
-        target_C = calibration.profile(evidence, self.catalogue, request.now, objectives=self.config.objectives)
+        target_C = self._profile(evidence, request.now)
         if not target_C.any() or window == 0:
             return order_N[:places], target_C, (None, None)
         interests_NC = self._interests(pool, target_C.size)
@@ -267,6 +268,14 @@ class Pipeline:
         if places > window:
             first_S = np.concatenate([first_S, np.delete(order_N, picked)[: places - window]])
         return first_S, target_C, (shown[0], shown[1])
+
+    def _profile(self, evidence: Evidence, now: int) -> NDArray[np.float64]:
+        """The interests to hold: those of the history that was not struck, and what the user wrote."""
+        known, objectives = self.inference.masked(evidence), self.config.objectives
+        target_C = calibration.profile(known, self.catalogue, now, objectives=objectives)
+        if not (evidence.words.likes or evidence.words.avoids):
+            return target_C
+        return profiled(target_C, self.catalogue.categories, evidence.words, self.config.interests)
 
     def _interests(self, pool: _Pool, categories: int) -> NDArray[np.float32]:
         known_NC = self.catalogue.interests_NC[pool.rows, :categories]

@@ -254,7 +254,7 @@ def test_without_history_the_taste_is_the_prior(built):
     precision_K, mean_K = model.history.prior()
     assert taste.mean_K == pytest.approx(mean_K.detach().numpy(), abs=1e-6)
     assert taste.precision_K == pytest.approx(precision_K.detach().numpy())
-    assert taste.sources == {"history": 0, "answers": 0}
+    assert taste.sources == {"history": 0, "answers": 0, "words": 0}
 
 
 @settings(max_examples=20, deadline=None)
@@ -484,8 +484,10 @@ def test_every_weight_learns(built):
     out = model(collate([some_example(("i1", "i2")), some_example(("i3",))], known, Encoder(settings_)))
     ((out.logits_RT + out.tower_RT).square().sum() + out.utility_R.sum()).backward()
     idle = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # summaries and answers are learned from comparisons
+    idle = [name for name in idle if not name.startswith(("summary.", "framing."))]
     # no user or request number is declared here
-    assert set(idle) == {"numbers.user", "numbers.request", "framing.place_PT", "framing.cross_RT"}
+    assert set(idle) == {"numbers.user", "numbers.request"}
 
 
 # -- extremes ------------------------------------------------------------------------------------------------------

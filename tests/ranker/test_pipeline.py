@@ -93,7 +93,7 @@ def test_answers_move_the_slate_and_are_counted(pipeline):
     answers = tuple(Answer(f"a{n}", last, other.id, NOW) for n, other in enumerate(before.items[:-1]))
     asked = Request(user="u", items=items, now=NOW, weights={"preference": 5.0})
     after = pipeline.rank(asked, Evidence(answers=answers))
-    assert after.evidence == {"history": 0, "answers": 3}
+    assert after.evidence == {"history": 0, "answers": 3, "words": 0}
     assert [item.id for item in after.items].index(last) < 3
 
 
@@ -131,7 +131,7 @@ def test_the_first_of_equal_candidates_counts_and_the_slate_says_so(pipeline):
 def test_unknown_items_and_unknown_users_are_ranked(pipeline):
     slate = pipeline.rank(Request(user="nobody", items=["i1", "never-seen", "never-seen-2"], now=NOW))
     assert len(slate.items) == 3
-    assert slate.evidence == {"history": 0, "answers": 0}
+    assert slate.evidence == {"history": 0, "answers": 0, "words": 0}
     assert slate.miscalibration is None
     by_id = {item.id: item.utility for item in slate.items}
     assert by_id["never-seen"] == pytest.approx(by_id["never-seen-2"], abs=0.05)
