@@ -28,21 +28,42 @@ NAME = 5
 LONGEST = 2000
 
 _AGAINST = frozenset(
-    "no not never avoid avoids avoiding less fewer without hate hates hated dislike dislikes dont doesnt cant cannot "
-    "wont except nothing neither nor stop skip hide remove drop enough bored tired sick against isnt arent "
-    "didnt".split()
+    (
+        "no not never avoid avoids avoiding less fewer without hate hates hated hating dislike dislikes disliked "
+        "dont doesnt cant cannot wont except nothing neither nor stop skip hide remove drop bored tired sick "
+        "against isnt arent didnt unlike loathe detest enough"
+    ).split()
 )
+_VERBS = frozenset("avoid avoids avoiding hate hates hated dislike dislikes disliked loathe detest skip hide".split())
+#: how the last of a list begins: after "no" only with or, after "I hate" with and as well
+_OR, _AND = re.compile(r"^\s*n?or\b|\w\s+n?or\s+\w"), re.compile(r"^\s*(?:n?or|and)\b|\S\s+(?:n?or|and)\s+\S")
 _FOR = frozenset(
-    "more like likes love loves loved enjoy enjoys want wants prefer prefers adore adores mostly especially show give "
-    "please great good favourite favorite fan into".split()
+    (
+        "more like likes liked love loves loved loving enjoy enjoys enjoyed want wants prefer prefers adore adores "
+        "mostly especially show give please great good favourite favourites favorite favorites fan into need care "
+        "watch read"
+    ).split()
 )
 _FILLER = frozenset(
-    "a an and any anything are at be bit but by can do does for from had has have her him his i if im in is it its "
-    "items item just kind lately lot lots maybe me mine much my now of off on one ones only or other our out really "
-    "see so some something sort stuff such that the their them then there these they thing things this those to too "
-    "us very was we were what when which who with would you your also as id ive been being than instead quite always "
-    "again all every films film movies movie songs song books book articles article jokes joke news music made "
-    "recently watch watching read reading".split()
+    (
+        "a about all also always am an and any anything are articles article as at be been being bit book books but "
+        "by can could do does done ever every everything film films find for from get got had has have her him his "
+        "how i id if im in instead is it item items its ive joke jokes just kind kinds know lately let lot lots "
+        "love made makes make maybe me mine movie movies much music my myself news now of off often on one ones "
+        "only or other others our out quite rather reading really recently see set so some somehow something song "
+        "songs sort sorts stand still stuff such than that the their them then there these they thing things think "
+        "this those though to too up us usually very want was watching we well were what when which who will with "
+        "would yes you your"
+    ).split()
+)
+#: ways of speaking that would be read word by word as their opposite
+_IDIOMS = (
+    (r"\b(?:anything|everything|all|anyone) (?:but|except)\b", " no "),
+    (r"\b(?:other|apart|aside) (?:than|from)\b", " no "),
+    (r"\bnot (?:only|just)\b", " "),
+    (r"\bnot (?:enough|too much)\b", " more "),
+    (r"\b(?:cant|cannot|never) get enough\b", " more "),
+    (r"\bdont mind\b", " like "),
 )
 #: other words for the bands, by the value of the tag
 _WORDS_FOR = {
@@ -101,9 +122,10 @@ def name_of(phrase: Phrase, tags: Tags | None = None, *, noun: str = "items") ->
         return f"{noun} with a {value} {phrase.field.replace('_', ' ')}"
     if kind == "popularity":
         return f"{value.replace(' ', '-')} {noun}"
+    if kind == "length" and phrase.field.endswith(" length"):
+        return f"{noun} with a {value} {phrase.field.removesuffix(' length').replace('_', ' ')}"
     if kind == "length":
-        about = phrase.field.removesuffix(" length").replace("_", " ")
-        return f"{value} {noun}" if "length" in phrase.field else f"{noun} of {value} {about}"
+        return f"{value} {noun}"
     return f"{noun} about “{value}”" if kind == "text" else value
 
 
@@ -141,49 +163,64 @@ def understand(text: str, tags: Tags, *, encode: Encode | None = None, near: flo
     names = _surfaces(tags)
     phrases: dict[str, Phrase] = {}
     unknown: list[str] = []
-    for clause in re.split(r"[.,;:!?\n]+|\bbut\b|\bwhile\b|\bhowever\b", text[:LONGEST].lower()):
-        words, sign = _words(clause), "likes"
-        place, missed = 0, []
+    for clause in _clauses(text[:LONGEST]):
+        words, missed = _words(clause), []
+        sign: Sign = "likes"
+        place, denied = 0, False
         while place < len(words):
+            word = words[place]
             key, length = _longest(words, place, names)
-            if key is None and words[place] not in _AGAINST | _FOR | _FILLER:
+            if key is None and word not in _AGAINST | _FOR | _FILLER:
                 key, length = _slipped(words, place, names)
             if key is not None:
                 phrases.pop(key, None)  # said again: the last word counts
-                phrases[key] = Phrase.of(_sign(sign), key)
-                place += length
-                continue
-            word = words[place]
-            if word in _AGAINST:
-                sign = "avoids"
-            elif word in _FOR and not (
-                word in ("like", "likes", "want", "wants", "enjoy", "into", "much")
-                and place
-                and words[place - 1] in _AGAINST
-            ):
-                sign = "likes"
+                phrases[key] = Phrase.of(sign, key)
+            elif word in _AGAINST:
+                sign, denied = "avoids", True
+            elif word in _FOR:  # "not really like" is still against, "no horror, more comedy" is not
+                sign = "avoids" if denied else "likes"
             elif word not in _FILLER:
                 missed.append((word, sign))
-            place += 1
-        for word, meant in _meant(missed, tags, encode, near):
+            if key is not None or word not in _AGAINST | _FOR | _FILLER:
+                denied = False
+            place += length
+        for said, meant in _meant(missed, tags, encode, near):
             if meant is None:
-                unknown.append(word)
+                unknown += said.split()
             else:
-                phrases[meant.key] = meant
+                phrases.setdefault(meant.key, meant)
     return Understood(phrases=tuple(phrases.values()), unknown=tuple(dict.fromkeys(unknown)))
 
 
-def _sign(sign: str) -> Sign:
-    return "avoids" if sign == "avoids" else "likes"
+def _clauses(text: str) -> list[str]:
+    """Parts of a text that each stand for themselves; "no horror, war or westerns" is one of them, as is
+    "I hate horror, war and westerns".
+    """
+    plain = re.sub(r"['’`]", "", text.lower())
+    for idiom, meaning in _IDIOMS:
+        plain = re.sub(idiom, meaning, plain)
+    found: list[str] = []
+    for sentence in re.split(r"[.;:!?\n]+|\bbut\b|\bwhile\b|\bhowever\b", plain):
+        parts: list[str] = []
+        for part in sentence.split(","):
+            against = [place for place, one in enumerate(parts) if not _AGAINST.isdisjoint(_words(one))]
+            bare = (_AGAINST | _FOR).isdisjoint(_words(part))
+            lists = _OR if not against or _VERBS.isdisjoint(_words(parts[against[-1]])) else _AND
+            if against and bare and lists.search(part):
+                parts[against[-1] :] = [" ".join([*parts[against[-1] :], part])]
+            else:
+                parts.append(part)
+        found += parts
+    return found
 
 
 def _meant(
-    missed: Sequence[tuple[str, str]], tags: Tags, encode: Encode | None, near: float
+    missed: Sequence[tuple[str, Sign]], tags: Tags, encode: Encode | None, near: float
 ) -> list[tuple[str, Phrase | None]]:
     if encode is None or not missed or not len(tags):
         return [(word, None) for word, _ in missed]
     # words of one sign that stand together are one thing said
-    groups: list[tuple[str, str]] = []
+    groups: list[tuple[str, Sign]] = []
     for word, sign in missed:
         if groups and groups[-1][1] == sign:
             groups[-1] = (f"{groups[-1][0]} {word}", sign)
@@ -195,7 +232,7 @@ def _meant(
     found: list[tuple[str, Phrase | None]] = []
     for (text, sign), close_V in zip(groups, close_GV, strict=True):
         best = int(close_V.argmax())
-        found.append((text, Phrase.of(_sign(sign), tags.keys[best]) if close_V[best] >= near else None))
+        found.append((text, Phrase.of(sign, tags.keys[best]) if close_V[best] >= near else None))
     return found
 
 
@@ -217,6 +254,7 @@ def _surfaces(tags: Tags) -> dict[str, str]:
     """What each tag may be called, as stems; categories go before the bands, and those before words of texts."""
     order = np.argsort([(0, 1, 2, 1, 2, 3)[kind] for kind in tags.kinds_V], kind="stable")
     found: dict[str, str] = {}
+    common = _AGAINST | _FOR | _FILLER
     for column in order.tolist():
         key = tags.keys[column]
         name, _, value = key.partition("=")
@@ -232,10 +270,10 @@ def _surfaces(tags: Tags) -> dict[str, str]:
         elif kind == "band":
             said = [f"{value} {name}", {"low": "lower", "high": "higher"}.get(value, value) + f" {name}"]
         else:
-            said += _WORDS_FOR.get(value, [])
+            said += [*_WORDS_FOR.get(value, []), f"{value} {name.removesuffix(' length')}"]
         for one in said:
             words = [_stem(word) for word in _words(one)]
-            if words and not (len(words) == 1 and words[0] in _FILLER):
+            if words and not (len(words) == 1 and words[0] in common):
                 found.setdefault(" ".join(words), key)
                 found.setdefault("".join(words), key)
     return found
