@@ -121,7 +121,7 @@ class _Learning:
         """End the process."""
         self._process.terminate()
         try:
-            self._process.wait(2.0)
+            self._process.wait(1.0)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -153,7 +153,7 @@ def first(pipe: Connection) -> None:
             if pointer is not None:
                 return
             pipe.recv()
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a progress bar gives the cursor back
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that a progress bar gives the cursor back
             history, total = _history(plan)
             version, _ = offline.first_version(
                 settings.config,
