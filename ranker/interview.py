@@ -40,6 +40,8 @@ POOL = 64
 WIDER = 4
 #: items that are looked at for a description before those without one are taken too
 LOOKED_AT = 4096
+#: items whose base rewards say what the answers are for
+SPREAD = 4096
 #: the pool is chosen anew when the catalogue has grown by more than this share
 FEW = 0.01
 #: every so many-th question is an earlier pair again
@@ -167,6 +169,7 @@ class Interview:
     def __init__(self, inference: Inference, catalogue: Catalogue, weights: Mapping[str, Tensor]) -> None:
         self._inference, self._catalogue, self._weights = inference, catalogue, weights
         self.pool_P: NDArray[np.int64] = np.zeros(0, np.int64)
+        self._aim_KK: NDArray[np.float64] | None = None
         self._chosen_of = 0
         self.refresh()
 
@@ -176,6 +179,9 @@ class Interview:
         if new > FEW * self._chosen_of or (new and len(self.pool_P) < POOL):
             self.pool_P = pool_of(self._catalogue, impressions(self._inference, self._catalogue, self._weights))
             self._chosen_of = self._inference.attached
+            some = np.linspace(0, self._chosen_of - 1, min(self._chosen_of, SPREAD)).astype(np.int64)
+            phi_NK = self._inference.base(some)[0].astype(np.float64)
+            self._aim_KK = np.atleast_2d(np.cov(phi_NK.T)) if len(some) > 1 else None
 
     def next(self, user: str, evidence: Evidence, now: int) -> tuple[Turn | None, Progress]:
         """The next question, and how far the interview is; no question where no pair is left to ask.
@@ -206,6 +212,7 @@ class Interview:
             phi_PK.astype(np.float64),
             intercept_P.astype(np.float64),
             asked,
+            aim_KK=self._aim_KK,
         )
         if found is None:
             return None

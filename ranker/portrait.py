@@ -8,7 +8,7 @@ Axes: N rows that people know, K base rewards, C categories (interests).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +17,9 @@ from scipy.special import ndtr
 
 from ranker.catalogue import Catalogue, Item
 from ranker.inference import Inference
+from ranker.summary import PHRASES, Space
 from ranker.taste import Taste
+from ranker.vocabulary import Phrase, Tags
 
 Array = NDArray[np.float64]
 
@@ -31,6 +33,8 @@ ITEMS = 4
 INTERESTS, APART = 3, 0.25
 #: base rewards told
 DIRECTIONS = 4
+#: a phrase is said from this certainty on
+SAID = 0.8
 #: from each certainty on, a direction is told in these words
 SURE = ((0.6, "Perhaps wants"), (0.8, "Probably wants"), (0.95, "Wants"))
 
@@ -120,6 +124,33 @@ def portrait(taste: Taste, inference: Inference, catalogue: Catalogue, rows_N: N
         directions=tuple(told[:DIRECTIONS]),
         sources=dict(taste.sources),
     )
+
+
+def leanings(
+    taste: Taste, tags: Tags, space: Space, *, taken: Collection[str] = (), most: int = PHRASES
+) -> list[Phrase]:
+    """Phrases that the taste bears out, whatever its evidence: what answers say of a person without a history.
+
+    A tag is said where she leans towards or away from it, against the population, with a certainty of SAID; those that
+    move her utilities most come first.
+
+    Args:
+        taken: keys that are said already, or not to be said.
+        space: the tags' directions for the version of the taste.
+    """
+    if not len(tags):
+        return []
+    covariance_KK = np.linalg.inv(_full(taste.precision_K.astype(np.float64)))
+    moved_V = space.unit_VK @ taste.mean_K.astype(np.float64) - space.neutral_V
+    doubt_V = np.sqrt(np.einsum("vk,kl,vl->v", space.unit_VK, covariance_KK, space.unit_VK))
+    sure_V = (space.spread_V > 0) & (ndtr(np.abs(moved_V) / np.maximum(doubt_V, 1e-12)) >= SAID)
+    found: list[Phrase] = []
+    for column in np.argsort(-np.abs(moved_V) * space.spread_V, kind="stable").tolist():
+        if len(found) >= most:
+            break
+        if sure_V[column] and tags.keys[column] not in taken:
+            found.append(Phrase.of("likes" if moved_V[column] > 0 else "avoids", tags.keys[column]))
+    return found
 
 
 class _Teller:

@@ -25,6 +25,8 @@ from services.dialogue import (
     AnswersRequest,
     ForgetAnswer,
     QuestionAnswer,
+    SummaryAnswer,
+    SummaryRequest,
     TasteAnswer,
 )
 from services.messages import (
@@ -60,6 +62,7 @@ PATHS = (
     "/v1/feedback",
     "/v1/users/{id}/question",
     "/v1/users/{id}/answers",
+    "/v1/users/{id}/summary",
     "/v1/users/{id}/taste",
     "/v1/users/{id}",
     "/v1/models",
@@ -78,6 +81,7 @@ _rank = msgspec.json.Decoder(RankRequest)
 _recommend = msgspec.json.Decoder(RecommendRequest)
 _promote = msgspec.json.Decoder(PromoteRequest)
 _answers = msgspec.json.Decoder(AnswersRequest)
+_summary = msgspec.json.Decoder(SummaryRequest)
 
 
 def build(replica: Replica, *, started: bool = False) -> FastAPI:
@@ -284,6 +288,18 @@ def _person_routes(people: People, limit: int) -> list[Route]:
         sent = messages.read(await _body(request, limit), _answers)
         return _json(await people.answer(_user(request), sent))
 
+    async def summary(request: Request) -> Response:
+        """Tell a person in plain sentences what is believed of her taste."""
+        return _json(await people.summary(_user(request), _evidence_token(request)))
+
+    async def rewrite(request: Request) -> Response:
+        """Take what a person says of her taste: phrases to add, to avoid or to strike, or free text.
+
+        What was understood is echoed back with what was not. It is a summary event in the log.
+        """
+        sent = messages.read(await _body(request, limit), _summary)
+        return _json(await people.rewrite(_user(request), sent))
+
     async def taste(request: Request) -> Response:
         """Explain a person's taste against the population's: items and interests at its ends, and how sure it is."""
         return _json(await people.taste(_user(request), _evidence_token(request)))
@@ -312,6 +328,26 @@ def _person_routes(people: People, limit: int) -> list[Route]:
             scopes=("feedback",),
             takes=AnswersRequest,
             gives=AnswersAnswer,
+            errors=(400, 404, 413, 422, 503),
+        ),
+        Route(
+            method="GET",
+            path=f"{one}/summary",
+            handler=summary,
+            tag="people",
+            scopes=("rank",),
+            gives=SummaryAnswer,
+            asks=EVIDENCE,
+            errors=(404, 422, 503),
+        ),
+        Route(
+            method="PUT",
+            path=f"{one}/summary",
+            handler=rewrite,
+            tag="people",
+            scopes=("feedback",),
+            takes=SummaryRequest,
+            gives=SummaryAnswer,
             errors=(400, 404, 413, 422, 503),
         ),
         Route(

@@ -12,6 +12,7 @@ PHRASES, TEXT = 64, 2000
 #: answers of one request
 ANSWERS = 100
 
+Source = Literal["words", "history", "answers"]
 Outcome = Literal["preferred", "both", "neither", "skip"]
 Written = Annotated[list[Annotated[str, Meta(min_length=1, max_length=200)]], Meta(max_length=PHRASES)]
 Degraded = Annotated[bool, Meta(description="Something was missing; `reason` says what.")]
@@ -138,12 +139,12 @@ class SummaryRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Said(Struct, frozen=True, kw_only=True):
-    """One phrase: its key, its sign, its sentence, and whether she wrote it or her history says so."""
+    """One phrase: its key, its sign, what it is called, and what says so: her own words, her history or her answers."""
 
     key: str
     sign: Literal["likes", "avoids"]
     text: str
-    source: Literal["words", "history"]
+    source: Source
 
 
 class Understood(Struct, frozen=True, kw_only=True):

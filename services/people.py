@@ -6,15 +6,20 @@ Everything she says travels as an event through the log, as behaviour does; noth
 import hashlib
 import secrets
 from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import msgspec
+from msgspec import UNSET
 
 from ranker import interview
 from ranker.catalogue import Catalogue, Item
 from ranker.errors import NotFound, RequestError, StoreUnavailable
-from ranker.events import Comparison, Field, Forget
+from ranker.events import Comparison, Field, Forget, Summary
 from ranker.evidence import Evidence, fold
-from ranker.portrait import Direction, End, label, portrait
+from ranker.portrait import Direction, End, label, leanings, portrait
+from ranker.summary import PHRASES, phrases_of, struck_key
+from ranker.vocabulary import Tags, Vocabulary
+from ranker.wording import name_of, render
 from services import asking
 from services.asking import Asked
 from services.dialogue import (
@@ -29,10 +34,15 @@ from services.dialogue import (
     Leaning,
     Question,
     QuestionAnswer,
+    Said,
+    Source,
+    SummaryAnswer,
+    SummaryRequest,
     Taken,
     TasteAnswer,
 )
 from services.replica import Replica, Serving
+from services.words import hear
 
 #: what keeps something about a person, and what a forget takes from it
 VIEWS = (
@@ -42,6 +52,13 @@ VIEWS = (
 )
 #: how choices read; under the wording "skip" a person points at what she does not want
 _BOTH = {"rather": ("Both", "Neither"), "skip": ("Neither, I like both", "Both")}
+
+
+class _Speech(NamedTuple):
+    """What phrases are drawn from: the tags of one moment, while a vocabulary's own may move on."""
+
+    tags: Tags
+    catalogue: Catalogue
 
 
 class People:
@@ -192,6 +209,84 @@ class People:
             retracts=undo,
         )
         return Taken(index=index, status="undone", id=undo), event
+
+    # -- words -------------------------------------------------------------------------------------------------
+
+    async def summary(self, user: str, token: str | None) -> SummaryAnswer:
+        """This person's taste in plain sentences.
+
+        Raises:
+            RequestError: the token is not one of ours.
+            RegistryError: 503, no version yet.
+        """
+        serving = self._replica.serving
+        evidence, missing = await self._replica.evidence(user, token)
+        return self._summary(serving, user, evidence, missing)
+
+    async def rewrite(self, user: str, sent: SummaryRequest) -> SummaryAnswer:
+        """Write what the person says of her taste.
+
+        Raises:
+            RequestError: it says nothing, or something unknown or contradictory; nothing is written.
+            StoreUnavailable: what is to be kept of her earlier words cannot be looked up.
+            LogUnavailable: the broker did not take it.
+            RegistryError: 503, no version yet.
+        """
+        serving = self._replica.serving
+        evidence, missing = await self._replica.evidence(user, sent.evidence_token)
+        if "store" in missing and UNSET in (sent.likes, sent.avoids, sent.struck):
+            remedy = "what was written before cannot be looked up just now; try again, or send likes, avoids and struck"
+            raise StoreUnavailable("summary", None, remedy)
+        heard = hear(sent, evidence.words, serving.pipeline.inference.speech[0])
+        token = None
+        if missing or heard.words != evidence.words:  # what she said before may not be what we see
+            event = Summary(
+                id=_fresh(evidence, f"sum-{_digest(user, *map(repr, (heard.words, evidence.words)))}"),
+                timestamp=self._now(),
+                tenant=self._replica.settings.config.tenant,
+                user=user,
+                likes=list(heard.words.likes),
+                avoids=list(heard.words.avoids),
+                struck=list(heard.words.struck),
+            )
+            token = await self._replica.write([event])
+            evidence = fold(evidence, event)
+        answer = self._summary(serving, user, evidence, missing)
+        return msgspec.structs.replace(
+            answer, understood=heard.understood, not_understood=heard.unknown, evidence_token=token
+        )
+
+    def _summary(self, serving: Serving, user: str, evidence: Evidence, missing: Sequence[str]) -> SummaryAnswer:
+        inference, words = serving.pipeline.inference, evidence.words
+        tags, space = inference.speech
+        with self._replica.catalogue_lock:
+            taste = inference.taste(evidence, self._now())
+            drawn = phrases_of(
+                inference.masked(evidence),
+                cast(Vocabulary, _Speech(tags, self._replica.catalogue)),
+                inference.summariser,
+                space,
+                taste.mean_K,
+                objectives=serving.config.objectives,
+            )
+        taken = {one.key for one in drawn} | {struck_key(text)[1] for text in words.struck}
+        leaning = leanings(taste, tags, space, taken=taken, most=max(0, PHRASES - len(drawn)))
+        written = {*words.likes, *words.avoids}
+        said = [(one, "words" if one.key in written else "history") for one in drawn]
+        said += [(one, "answers") for one in leaning]
+        return SummaryAnswer(
+            user=user,
+            version=serving.version,
+            degraded=bool(missing),
+            reason=self._replica.reason(missing),
+            sentences=render([one for one, _ in said], tags),
+            phrases=[
+                Said(key=one.key, sign=one.sign, text=name_of(one, tags), source=cast(Source, source))
+                for one, source in said
+            ],
+            struck=list(words.struck),
+            evidence=dict(taste.sources),
+        )
 
     # -- the taste ---------------------------------------------------------------------------------------------
 

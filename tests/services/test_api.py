@@ -182,6 +182,8 @@ SCOPES: dict[tuple[str, str], tuple[Scope, ...]] = {
     ("POST", "/v1/feedback"): ("feedback", "ingest"),
     ("GET", "/v1/users/ann/question"): ("rank",),
     ("POST", "/v1/users/ann/answers"): ("feedback",),
+    ("GET", "/v1/users/ann/summary"): ("rank",),
+    ("PUT", "/v1/users/ann/summary"): ("feedback",),
     ("GET", "/v1/users/ann/taste"): ("rank",),
     ("DELETE", "/v1/users/ann"): ("admin",),
     ("GET", "/v1/models"): ("admin", "metrics"),
@@ -330,6 +332,7 @@ def test_an_evidence_token_waits_for_its_write(service: Service) -> None:
     body = service.call("POST", "/v1/rank", {**RANK, "evidence_token": token}).json()
     assert (body["degraded"], body["evidence"]["history"]) == (False, 2)
     assert [(place.log, place.partition, place.offset) for place in service.store.waited] == [("fake-log", 0, 1)]
+    service.settle(lambda: len(service.log.events) == 3)  # the slate is logged, and moves the offset no more
     service.store.offsets.clear()
     body = service.call("POST", "/v1/rank", {**RANK, "evidence_token": token}).json()
     assert body["degraded"]

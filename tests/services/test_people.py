@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from ranker import events
+from ranker import events, evidence
 from ranker.errors import RequestError
-from ranker.events import Comparison, Forget
+from ranker.events import Comparison, Forget, Summary
 from ranker.interview import Turn
 from services import asking
 from services.tokens import Scope
@@ -259,18 +259,19 @@ def test_without_the_store_answers_are_taken_and_undone_later(service: Service) 
 
 
 def test_before_the_first_version_there_is_nothing_to_ask(empty: Service) -> None:
-    for method, path in (("GET", "question"), ("GET", "taste")):
-        assert_problem(empty.call(method, f"{ANN}/{path}"), 503, "version")
+    for path in ("question", "taste", "summary"):
+        assert_problem(empty.call("GET", f"{ANN}/{path}"), 503, "version")
+    assert_problem(empty.call("PUT", f"{ANN}/summary", {"likes": ["drama"]}), 503, "version")
     assert_problem(reply(empty, {"undo": "x"}), 503, "version")
     assert empty.call("DELETE", ANN).status_code == 200
 
 
 def test_a_read_may_wait_for_a_write_and_knows_no_other_parameter(service: Service) -> None:
     token = given(service, ask(service)["question"]["choices"][0]["answer"])["evidence_token"]
-    for path in ("question", "taste"):
+    for path in ("question", "taste", "summary"):
         body = service.call("GET", f"{ANN}/{path}?evidence_token={token}").json()
         assert not body["degraded"]
-    assert len(service.store.waited) == 2
+    assert len(service.store.waited) == 3
     service.store.offsets.clear()
     assert service.call("GET", f"{ANN}/question?evidence_token={token}").json()["degraded"]
     assert_problem(service.call("GET", f"{ANN}/question?evidence_tokn=x"), 422, "query")
@@ -306,6 +307,105 @@ def test_a_path_that_names_nobody_is_a_problem(service: Service, method: str, pa
     assert service.log.events == []
 
 
+# -- words -----------------------------------------------------------------------------------------------------
+
+
+def likes(*items: str) -> list[dict[str, Any]]:
+    return [click(n, item=item, type="like") for n, item in enumerate(items)]
+
+
+def test_a_history_is_told_in_sentences_and_striking_takes_it_back(service: Service) -> None:
+    service.call("POST", "/v1/feedback", likes("i0", "i3", "i6", "i9"))
+    body = service.call("GET", f"{ANN}/summary", scope="rank").json()
+    assert body["evidence"]["history"] == 4
+    told = {one["key"]: one for one in body["phrases"]}
+    if "genres=comedy" in told:  # random weights need not bear it out
+        assert told["genres=comedy"]["source"] == "history"
+        assert "comedy" in " ".join(body["sentences"])
+    struck = service.call("PUT", f"{ANN}/summary", {"struck": ["comedy"]}, scope="feedback").json()
+    assert struck["struck"] == ["genres=comedy"]
+    assert struck["evidence"]["history"] == 0
+    assert "genres=comedy" not in {one["key"] for one in struck["phrases"]}
+    after = service.call("POST", "/v1/rank", {**RANK, "evidence_token": struck["evidence_token"]}).json()
+    assert after["evidence"]["history"] == 0
+    back = service.call("PUT", f"{ANN}/summary", {"struck": []}).json()
+    assert (back["struck"], back["evidence"]["history"]) == ([], 4)
+
+
+def test_what_a_person_writes_is_echoed_said_first_and_moves_the_ranking(service: Service) -> None:
+    def mean_place(answer: dict[str, Any], genre: str) -> float:
+        rows = {item.id for item in ITEMS if item.fields["genres"] == [genre]}
+        return sum(item["position"] for item in answer["items"] if item["id"] in rows) / len(rows)
+
+    sent = {**RANK, "weights": {"click": 0, "like": 0, "preference": 1}}
+    before = service.call("POST", "/v1/rank", sent).json()
+    last = max(("comedy", "drama", "horror"), key=lambda genre: mean_place(before, genre))
+    first = min(("comedy", "drama", "horror"), key=lambda genre: mean_place(before, genre))
+    body = service.call("PUT", f"{ANN}/summary", {"text": f"Much more {last}, no {first}, and xyzzy!"}).json()
+    assert [(one["sign"], one["key"]) for one in body["understood"]] == [
+        ("likes", f"genres={last}"),
+        ("avoids", f"genres={first}"),
+    ]
+    assert body["not_understood"] == ["xyzzy"]
+    assert body["sentences"] == [f"You like {last}.", f"You avoid {first}."]
+    assert {one["source"] for one in body["phrases"][:2]} == {"words"}
+    after = service.call("POST", "/v1/rank", {**sent, "evidence_token": body["evidence_token"]}).json()
+    assert after["evidence"]["words"] == 2
+    assert mean_place(after, last) < mean_place(before, last)
+    assert mean_place(after, first) > mean_place(before, first)
+
+
+def test_words_are_an_event_and_the_same_words_none(service: Service) -> None:
+    body = service.call("PUT", f"{ANN}/summary", {"likes": ["drama"], "avoids": ["genres=horror"]}).json()
+    (event,) = service.log.events
+    assert isinstance(event, Summary)
+    assert (event.likes, event.avoids, event.struck) == (["genres=drama"], ["genres=horror"], [])
+    assert body["evidence_token"]
+    again = service.call("PUT", f"{ANN}/summary", {"likes": ["drama"]}).json()
+    assert "evidence_token" not in again
+    assert len(service.log.events) == 1
+    for likes in (["comedy"], ["drama"]):  # there and back again
+        service.call("PUT", f"{ANN}/summary", {"likes": likes})
+    assert service.store.users["ann"].words.likes == ("genres=drama",)
+    service.call("PUT", f"{ANN}/summary", {"likes": [], "avoids": []})
+    assert service.store.users["ann"].words == evidence.Words()
+
+
+BAD_WORDS = {
+    "nothing": ({}, 422, "summary", "text"),
+    "an empty text": ({"text": ""}, 422, "text", "leave it out"),
+    "a text too long": ({"text": "comedy " * 400}, 422, "text", ""),
+    "a text of which nothing is understood": ({"text": "xyzzy"}, 422, "text", "genres="),
+    "an unknown phrase": ({"likes": ["genres=drma"]}, 422, "likes[0]", "did you mean 'genres=drama'?"),
+    "an empty phrase": ({"likes": [""]}, 422, "likes[0]", ""),
+    "a phrase too long": ({"likes": ["x" * 201]}, 422, "likes[0]", ""),
+    "too many phrases": ({"likes": ["drama"] * 65}, 422, "likes", ""),
+    "an unknown phrase struck": ({"struck": ["avoids xyzzy"]}, 422, "struck[0]", "genres="),
+    "both liked and avoided": ({"likes": ["drama"], "avoids": ["drama"]}, 422, "avoids", "one of the two"),
+    "a misspelt key": ({"strike": ["drama"]}, 422, "body", "'struck'"),
+    "a wrong type": ({"likes": "drama"}, 422, "likes", ""),
+    "a foreign evidence token": ({"likes": ["drama"], "evidence_token": "AAAA"}, 422, "evidence_token", ""),
+    "malformed JSON": (b"{", 400, "body", ""),
+}
+
+
+@pytest.mark.parametrize("name", BAD_WORDS)
+def test_bad_words_have_their_defined_reply_and_write_nothing(service: Service, name: str) -> None:
+    body, status, thing, remedy = BAD_WORDS[name]
+    problem = assert_problem(service.call("PUT", f"{ANN}/summary", body, scope="feedback"), status, thing)
+    assert remedy in problem["remedy"], problem
+    assert service.log.events == []
+
+
+def test_words_that_would_lose_earlier_ones_wait_for_the_store(service: Service) -> None:
+    service.store.away = True
+    assert_problem(service.call("PUT", f"{ANN}/summary", {"likes": ["drama"]}), 503, "summary")
+    whole: dict[str, list[str]] = {"likes": ["drama"], "avoids": [], "struck": []}
+    assert service.call("PUT", f"{ANN}/summary", whole).json()["degraded"]
+    service.log.away = True
+    assert_problem(service.call("PUT", f"{ANN}/summary", {**whole, "likes": []}), 503, "log")
+
+
 # -- the taste -------------------------------------------------------------------------------------------------
 
 
@@ -335,6 +435,8 @@ def test_no_route_tells_a_persons_group(service: Service) -> None:
         service.call("GET", f"{ANN}/question"),
         service.call("POST", f"{ANN}/answers", {"answers": [question["choices"][0]["answer"]]}),
         service.call("GET", f"{ANN}/taste"),
+        service.call("GET", f"{ANN}/summary"),
+        service.call("PUT", f"{ANN}/summary", {"likes": ["drama"]}),
         service.call("POST", "/v1/rank", {**RANK, "explain": True}),
         service.call("POST", "/v1/recommend", {"user": "ann", "explain": True}),
         service.call("DELETE", ANN),
@@ -386,7 +488,7 @@ def test_without_the_store_a_person_is_forgotten_all_the_same(service: Service) 
 def test_openapi_names_the_parameters_of_every_person_route(service: Service) -> None:
     document = service.call("GET", "/openapi.json", scope=None).json()
     routes = {path: found for path, found in document["paths"].items() if path.startswith("/v1/users/")}
-    assert len(routes) >= 4
+    assert len(routes) == 5
     for found in routes.values():
         for method, operation in found.items():
             names = [(one["name"], one["in"]) for one in operation["parameters"]]
