@@ -128,6 +128,6 @@ class Tutor:
             taste_K=out.context_UK[place].detach().numpy(),
         )
         own_P = (batch.row_slate_R[batch.pair_one_P] == place) & (batch.pair_share_P == 1)
-        one_P, other_P = (batch.row_item_R[rows_P[own_P]] for rows_P in (batch.pair_one_P, batch.pair_other_P))
+        one_P, other_P = (batch.row_item_R[rows_P[own_P]].numpy() for rows_P in (batch.pair_one_P, batch.pair_other_P))
         phi_IK, intercept_I = out.phi_IK.detach().numpy(), out.intercept_I.detach().numpy()
         return Lesson(could, phi_IK[one_P] - phi_IK[other_P], intercept_I[one_P] - intercept_I[other_P])
