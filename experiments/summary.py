@@ -268,8 +268,10 @@ def edits(model: Model, summariser: Summariser, person: Person, rng: np.random.G
 
     def moved(key: str, sign: int, words: Words, edited: Words) -> bool:
         inside = tags.matrix_NV[:, [tags.columns[key]]].toarray()[:, 0] > 0
-        change = float(ranks(edited)[inside].mean() - ranks(words)[inside].mean())
-        return change < 0 if sign == 0 else change > 0
+        was, now = (float(ranks(one)[inside].mean()) for one in (words, edited))
+        first = (inside.sum() + 1) / 2  # where they all come first; from there they cannot move up, nor down from last
+        end = first if sign == 0 else len(inside) + 1 - first
+        return now == was if was == end else (now < was) == (sign == 0) and now != was
 
     words = words_of(before)
     key, sign = said[-1]
@@ -307,7 +309,7 @@ class Found:
     example: list[str]
 
 
-def one(world: World, *, seed: int, k: int = 4, rounds: int = 10) -> Found:
+def one(world: World, *, seed: int, k: int = 4, rounds: int = 10, anew: int = ANEW) -> Found:
     """One seed.
 
     Base rewards, policy and measurement have people of their own: base rewards flatter those they were fitted to, and a
@@ -320,7 +322,7 @@ def one(world: World, *, seed: int, k: int = 4, rounds: int = 10) -> Found:
     space = Space.of(world.tags.directions(base.phi_IK), base.prior)
     model = tempered(Model(world=world, base=base, space=space, temper=1.0), taught, seed)
     rng = np.random.default_rng([seed, 1])
-    lessons = [person(model, user, rng).lesson for _ in range(ANEW) for user in taught.tolist()]
+    lessons = [person(model, user, rng).lesson for _ in range(anew) for user in taught.tolist()]
     people = [person(model, user, rng) for user in unseen.tolist()]
     people = [one for one in people if len(one.lesson.candidates.columns_C) and len(one.lesson.offsets_P)]
     tested = [one.lesson for one in people]
