@@ -32,7 +32,7 @@ from experiments import report
 from experiments.grades import Base, Grades
 from experiments.report import Result, Row
 from ranker import config as configuration
-from ranker import datasets, summary
+from ranker import datasets, summary, wording
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Objective
 from ranker.errors import DataError
@@ -343,7 +343,7 @@ def one(world: World, *, seed: int, k: int = 4, rounds: int = 10, anew: int = AN
     return Found(
         accuracy=right,
         edits={"edit_direction": np.concatenate([added, struck]), "added": added, "struck": struck},
-        example=summary.render(example, world.tags),
+        example=wording.render(example, world.tags),
     )
 
 

@@ -27,27 +27,6 @@ from ranker.config import Objective
 from ranker.evidence import Act, Evidence, Words
 from ranker.taste import Factor
 from ranker.vocabulary import KINDS, Phrase, Sign, Tags, Vocabulary
-from ranker.wording import Understood, render, understand
-
-__all__ = [
-    "Batch",
-    "Candidates",
-    "Lesson",
-    "Phrase",
-    "Policy",
-    "Summariser",
-    "Understood",
-    "Vocabulary",
-    "appraise",
-    "candidates",
-    "improve",
-    "masked",
-    "phrases_of",
-    "profiled",
-    "render",
-    "understand",
-    "words_factor",
-]
 
 Array = NDArray[np.float64]
 Turn = Literal["policy", "meaning"]
