@@ -101,7 +101,7 @@ def fitted(known: Grades, users: Rows, seed: int, *, checked: int = 150) -> Base
     The scale is that of the highest accuracy, averaged over all arms with questions.
     """
     train, validation = grades.split(len(users), seed, test=0.1)
-    base = grades.fit(known, users[train], k=DIMENSIONS, seed=seed)
+    base = grades.fit(known, users[train], k=DIMENSIONS, seed=seed, decay=0.05)
 
     def told(scale: float) -> float:
         hits = interviewed(known, scaled(base, scale), users[validation][:checked], seed)
@@ -156,6 +156,11 @@ def run(paths: Sequence[Path] | None, *, seeds: Sequence[int] = range(5), users:
         else:
             with ProcessPoolExecutor(min(len(seeds), os.cpu_count() or 1), get_context("spawn")) as pool:
                 done = list(progress.track(pool.map(single, seeds), total=len(seeds), description="seeds"))
+    return result(known, done, seeds)
+
+
+def result(known: Grades, done: Sequence[tuple[Hits, Hits]], seeds: Sequence[int]) -> Result:
+    """All seeds as rows, with intervals over seeds and users, and the verdict."""
     rows = [*_rows("accuracy", [log for log, _ in done]), *_rows("accuracy_total_orders", [two for _, two in done])]
     found = {(row.arm, row.metric): row for row in rows}
     disagree = found["pooled", "accuracy"].mean < 0.7
