@@ -31,6 +31,7 @@ from ranker.features import Encoder
 from ranker.join import Example, Joiner
 from ranker.model import Model, Output, Rows, keys_of
 from ranker.reliability import Population, fit_population
+from ranker.report import ACTIVE, TasteReport
 from ranker.slates import Foreseen
 from ranker.taste import active_units, divergence, predictive_loss
 from ranker.tutor import EVERY, Tutor
@@ -43,8 +44,6 @@ RETRIEVAL, AGREEMENT = 0.1, 0.02
 COMPARISON, DIVERGENCE = 0.5, 1e-3
 #: nats per axis that a taste may differ from the prior for nothing, so that it does not collapse onto it
 FREE = 0.05
-#: an axis of taste is called active where its mean varies over people by more than this
-ACTIVE = (0.005, 0.05)
 #: how fast the report on tastes follows
 FOLLOW = 0.02
 #: towers are tables of single logits: at the dense rate a place would take a thousand steps to its bias
@@ -67,32 +66,6 @@ SETTLED = 2_000
 GAP_RATE = 0.05
 #: an impression counts as at most so many, and at least one of so many, unbiased ones
 WORTH = 10.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TasteReport:
-    """What tastes are worth by now, as running means over comparisons scored before they were learned.
-
-    Attributes:
-        pairs: comparisons so far.
-        loss: of the comparisons, nats.
-        pooled, conditioned: share of comparisons that the prior alone and the taste get right.
-        divergence: of the tastes from the prior, nats.
-        active: share of the axes that vary over people, for each threshold of ACTIVE. It can be fooled, by a model
-            whose axes vary without saying anything; `gain` cannot.
-    """
-
-    pairs: int
-    loss: float
-    pooled: float
-    conditioned: float
-    divergence: float
-    active: tuple[float, ...]
-
-    @property
-    def gain(self) -> float:
-        """Accuracy that the context gained over everybody's taste."""
-        return self.conditioned - self.pooled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,7 +106,7 @@ class Learner:
         towers = [*self.model.tower.parameters(), *self.model.framing.parameters()]
         others = [p for p in self._dense if all(p is not other for other in towers)]
         self._adam = torch.optim.AdamW([{"params": others}, {"params": towers}], weight_decay=1e-4, fused=True)
-        self._tutor = Tutor(config, self.model)
+        self.tutor = Tutor(config, self.model)
         self._notes: OrderedDict[str, _Note] = OrderedDict()
         V, T = self.model.wide_VT.shape
         largest = max(abs(objective.weight) for objective in config.objectives) or 1.0
@@ -233,7 +206,7 @@ class Learner:
         for place, parameter in enumerate(self._dense):
             for name, tensor in self._adam.state.get(parameter, {}).items():
                 found[f"adam.{place}.{name}"] = tensor.clone()
-        found |= {f"tutor.{name}": tensor for name, tensor in self._tutor.state().items()}
+        found |= {f"tutor.{name}": tensor for name, tensor in self.tutor.state().items()}
         notes = [(name, note.items, note.counts_NF.tobytes()) for name, note in self._notes.items()]
         found["notes"] = torch.frombuffer(bytearray(msgpack.encode(notes)), dtype=torch.uint8)
         found["random"] = self.model.generator.get_state()
@@ -258,7 +231,7 @@ class Learner:
             own_state = {n: state[f"adam.{place}.{n}"].clone() for n in ADAM if f"adam.{place}.{n}" in state}
             if own_state:
                 self._adam.state[parameter] = own_state
-        self._tutor.load({name[6:]: tensor for name, tensor in state.items() if name.startswith("tutor.")})
+        self.tutor.load({name[6:]: tensor for name, tensor in state.items() if name.startswith("tutor.")})
         width = self.model.counters.inputs
         self._notes = OrderedDict(
             (name, _Note(tuple(items), np.frombuffer(raw, np.float32).reshape(-1, width)))
@@ -299,7 +272,7 @@ class Learner:
             self._descend(batch, rows, usual)
             self._count(out, batch, count)
             if pairs and int(self._kept["steps"]) % EVERY == 0:
-                self._tutor.teach(examples, batch, out, catalogue, self.encoder)
+                self.tutor.teach(examples, batch, out, catalogue, self.encoder)
         else:
             for name, tensor in before.items():
                 self.model.get_buffer(name).copy_(tensor)

@@ -1,4 +1,4 @@
-"""What an evaluation found: rows of arm, metric and part, each with its interval."""
+"""What was found: an evaluation, as rows of arm, metric and part with intervals, and what tastes are worth."""
 
 import math
 from collections.abc import Iterable
@@ -6,6 +6,35 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
+
+#: an axis of taste is called active where its mean varies over people by more than this
+ACTIVE = (0.005, 0.05)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TasteReport:
+    """What tastes are worth by now, as running means over comparisons scored before they were learned.
+
+    Attributes:
+        pairs: comparisons so far.
+        loss: of the comparisons, nats.
+        pooled, conditioned: share of comparisons that the prior alone and the taste get right.
+        divergence: of the tastes from the prior, nats.
+        active: share of the axes that vary over people, for each threshold of ACTIVE. It can be fooled, by a model
+            whose axes vary without saying anything; `gain` cannot.
+    """
+
+    pairs: int
+    loss: float
+    pooled: float
+    conditioned: float
+    divergence: float
+    active: tuple[float, ...]
+
+    @property
+    def gain(self) -> float:
+        """Accuracy that the context gained over everybody's taste."""
+        return self.conditioned - self.pooled
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

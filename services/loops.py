@@ -173,8 +173,15 @@ def _trainer(settings: Settings, stop: Flag) -> None:
         for notice in report.notices:
             log.info("%s", notice)
         telemetry.learned(
-            events=report.records, rows=report.rows, lag=report.lag, loss=report.losses, auc=report.served
+            events=report.records,
+            rows=report.rows,
+            nonfinite=report.skipped,
+            lag=report.lag,
+            loss=report.losses,
+            auc=report.served,
         )
+        if report.tastes is not None:
+            telemetry.tasted(report.tastes)
         if report.published is not None and report.verdict is not None:
             judged, promoted, last = judged + 1, promoted + report.promoted, report
             telemetry.judged(report.verdict.decision)

@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ranker.errors import DataError
 from ranker.fairness import Row
+from ranker.report import ACTIVE, TasteReport
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -144,6 +145,14 @@ class TrainerTelemetry(Telemetry):
         self._lag = self._gauge("plurank_log_lag_records", "Records not read yet")
         self._loss = self._gauge("plurank_training_loss_nats", "Loss of the latest steps", "objective")
         self._auc = self._gauge("plurank_progressive_auc_ratio", "AUC of scores given before learning", "objective")
+        self._divergence = self._gauge("plurank_taste_divergence_nats", "Mean KL of tastes from the prior")
+        self._active = self._gauge(
+            "plurank_taste_active_ratio", "Axes of taste whose mean varies over people by more", "threshold"
+        )
+        # their difference is what context is worth, the number that a collapsed posterior cannot fool
+        self._accuracy = self._gauge(
+            "plurank_comparison_accuracy_ratio", "Comparisons foretold before they were learned", "source"
+        )
 
     def learned(
         self,
@@ -164,6 +173,16 @@ class TrainerTelemetry(Telemetry):
         for gauge, values in ((self._loss, loss), (self._auc, auc)):
             for objective, value in (values or {}).items():
                 gauge.labels(objective).set(value)
+
+    def tasted(self, tastes: TasteReport) -> None:
+        """Where tastes stand; nothing before the first comparison."""
+        if not tastes.pairs:
+            return
+        self._divergence.set(tastes.divergence)
+        self._accuracy.labels("prior").set(tastes.pooled)
+        self._accuracy.labels("context").set(tastes.conditioned)
+        for least, share in zip(ACTIVE, tastes.active, strict=True):
+            self._active.labels(f"{least:g}").set(share)
 
     def judged(self, decision: str) -> None:
         """Count a candidate by its Verdict's decision."""

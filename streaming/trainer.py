@@ -28,6 +28,7 @@ from ranker.golden import Golden, made_up
 from ranker.join import Example, Joiner
 from ranker.learner import Learner, StepReport
 from ranker.registry import Registry
+from ranker.report import TasteReport
 from ranker.slates import Foreseen
 from streaming.checkpoint import Checkpoint, Checkpoints, Journal, Offsets, Source, Step, replayed
 from streaming.log import Record
@@ -74,6 +75,8 @@ class Report:
     Attributes:
         records, rejected, rows: read, not events of the contract, learned.
         losses: mean by objective of what was learned.
+        skipped: steps refused because loss or gradient were not finite.
+        tastes: what tastes are worth by now, over comparisons scored before they were learned.
         served, learner: progressive AUC by objective, of the served versions and of the learner.
         version: the version the learner's weights descend from.
         lag: records not read yet; `rate` events per second; `pending` open slates; `now` event time in ms.
@@ -87,6 +90,8 @@ class Report:
     rejected: int = 0
     rows: int = 0
     losses: Mapping[str, float] = field(default_factory=dict)
+    skipped: int = 0
+    tastes: TasteReport | None = None
     served: Mapping[str, float] = field(default_factory=dict)
     learner: Mapping[str, float] = field(default_factory=dict)
     version: str | None = None
@@ -111,6 +116,11 @@ class Student(Protocol):
 
     def learn(self, examples: Sequence[Example], catalogue: Catalogue) -> StepReport:
         """One step."""
+        ...
+
+    @property
+    def tastes(self) -> TasteReport:
+        """What tastes are worth."""
         ...
 
     def believe(self, people: Iterable[Sequence[Answer]]) -> None:
@@ -263,6 +273,7 @@ class Trainer:
             rejected=rejected,
             rows=sum(report.rows for report in reports),
             losses=_mean_losses(reports),
+            skipped=sum(not report.finite for report in reports),
             seconds=self._clock() - began,
             replaying=replaying,
         )
@@ -316,6 +327,7 @@ class Trainer:
             step=self._step,
             served=self._measured[1],
             learner=self._measured[2],
+            tastes=self.learner.tastes,
             version=self._base,
             lag=self.source.lag(),
             rate=self._rate.add(0),

@@ -1,11 +1,13 @@
 import urllib.error
 import urllib.request
+from dataclasses import replace
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ranker.errors import DataError
 from ranker.fairness import Row
+from ranker.report import TasteReport
 from services.telemetry import ApiTelemetry, MonitorTelemetry, ProfilesTelemetry, TrainerTelemetry, merge_text
 
 
@@ -129,6 +131,19 @@ def test_the_trainer_shows_where_it_stands():
     assert found["plurank_training_loss_nats", "click"] == 0.3
     assert found["plurank_log_lag_records",] == 5
     assert found["plurank_candidate_versions_total", "pass"] == 1
+
+
+def test_the_trainer_shows_what_tastes_are_worth_once_there_are_comparisons():
+    trainer = TrainerTelemetry()
+    nothing = TasteReport(pairs=0, loss=0, pooled=0, conditioned=0, divergence=0, active=(0, 0))
+    trainer.tasted(nothing)
+    assert ("plurank_comparison_accuracy_ratio", "prior") not in values(trainer.text())
+    trainer.tasted(replace(nothing, pairs=9, pooled=0.6, conditioned=0.7, divergence=1.5, active=(1.0, 0.5)))
+    found = values(trainer.text())
+    assert found["plurank_comparison_accuracy_ratio", "context"] == 0.7
+    assert found["plurank_comparison_accuracy_ratio", "prior"] == 0.6
+    assert found["plurank_taste_active_ratio", "0.05"] == 0.5
+    assert found["plurank_taste_divergence_nats",] == 1.5
 
 
 def test_group_sums_are_shown_as_counters_by_objective_and_by_group():
