@@ -129,7 +129,8 @@ class Inference:
         self.prior = Factor(prior_K, prior_K * w["history.prior_mean_K"].numpy())
         self.population = Population.from_array(w["reliability"].numpy())
         self.summariser = Summariser(w, "summary.")
-        self.vocabulary = vocabulary
+        self.vocabulary: Vocabulary | None = None
+        self._shared = vocabulary
         objectives = len(config.objectives)
         to_phi, to_z, to_zphi, to_r, to_item, to_user, to_request, to_row = (
             part.T.contiguous() for part in w["first"].split_with_sizes(parts(sizes.K, sizes.D, objectives), 1)
@@ -196,7 +197,8 @@ class Inference:
         base_NX = tail_NX[: len(items), : self.sizes.K + 1].numpy()
         typical_K1 = base_NX.mean(0) if len(items) else np.zeros(self.sizes.K + 1, np.float32)
         if self.vocabulary is None or self.vocabulary.catalogue is not catalogue:
-            self.vocabulary = Vocabulary(self.config, catalogue)
+            shared = self._shared if self._shared is not None and self._shared.catalogue is catalogue else None
+            self.vocabulary = shared or Vocabulary(self.config, catalogue)
         self.vocabulary.update()
         tags = self.vocabulary.tags
         space = Space.of(tags.directions(base_NX[:, :-1]), self.prior)
