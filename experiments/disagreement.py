@@ -40,7 +40,10 @@ BANDS = ((0.5, 0.55), (0.55, 0.6), (0.6, 0.7), (0.7, 0.8), (0.8, 1.0))
 JUDGES = 10
 #: the metric of all pairs, however people split
 ALL = "accuracy"
-#: dimensions and penalty of the base rewards, one of which is chosen on people set aside from the training ones
+#: the arm of differences, and the metric of how much greater the gain is in the first band than in the last
+GAIN, EVEN_LEAD = "conditional - pooled", "gain, first band over last"
+#: dimensions and penalty of the base rewards, one of which is chosen on a share of the people set aside for it
+ASIDE = 0.15
 SIZES = ((8, 0.002), (8, 0.1), (4, 0.1), (4, 0.5))
 #: a user counts in a band with so many pairs or more
 LEAST = 5
@@ -206,12 +209,20 @@ def drawn(known: Grades, user: int, rng: np.random.Generator, pairs: int = 200) 
     return context, held
 
 
-def chosen(known: Grades, train: Rows, seed: int, *, users: int = 300) -> tuple[int, float]:
-    """The one of SIZES whose base rewards predict best for people set aside from those trained on."""
-    fitted, aside = np.split(train, [round(0.8 * len(train))])
+def parts(users: int, seed: int) -> tuple[Rows, Rows, Rows]:
+    """Users to choose settings on (the same at every seed), to train on, and to judge."""
+    order = np.random.default_rng(51).permutation(users)
+    aside, others = np.split(order, [round(ASIDE * users)])
+    train, test = grades.split(len(others), seed)
+    return aside, others[train], others[test]
+
+
+def chosen(known: Grades, seed: int, *, users: int = 300) -> tuple[int, float]:
+    """The one of SIZES whose base rewards predict best for the people set aside, who are never judged."""
+    aside, train, _ = parts(len(known), seed)
     right: list[float] = []
     for k, decay in SIZES:
-        base, rng = grades.fit(known, fitted, k=k, decay=decay, seed=seed), np.random.default_rng(seed)
+        base, rng = grades.fit(known, train, k=k, decay=decay, seed=seed), np.random.default_rng(seed)
         each = []
         for user in aside[:users]:
             context, held = drawn(known, int(user), rng)
@@ -225,28 +236,30 @@ def chosen(known: Grades, train: Rows, seed: int, *, users: int = 300) -> tuple[
 def real(
     known: Grades, seed: int, *, users: int = 500, size: tuple[int, float] = SIZES[0]
 ) -> dict[str, dict[str, Array]]:
-    """By band of agreement, each unseen user's accuracy under both models, (users who count there,)."""
-    train, test = grades.split(len(known), seed)
+    """Each unseen user's accuracy under both models, over all pairs and by band of agreement, (users,).
+
+    NaN where fewer than LEAST of the user's pairs are in the band.
+    """
+    _, train, test = parts(len(known), seed)
     base = grades.fit(known, train, k=size[0], decay=size[1], seed=seed)
     pooled_I = pooled(known, train, seed)
     share = agreement(known, train)
     rng = np.random.default_rng(seed)
-    found: dict[str, list[tuple[float, float]]] = {band(*ends): [] for ends in BANDS}
-    found[ALL] = []
+    found: dict[str, list[tuple[float, float]]] = {name: [] for name in (ALL, *(band(*ends) for ends in BANDS))}
     for user in test[:users]:
         context, held = drawn(known, int(user), rng)
-        own_I = conditional(base, context)
-        right_2P = np.stack([each_I[held[:, 0]] > each_I[held[:, 1]] for each_I in (pooled_I, own_I)])
         if not len(held):
             continue
+        own_I = conditional(base, context)
+        right_2P = np.stack([each_I[held[:, 0]] > each_I[held[:, 1]] for each_I in (pooled_I, own_I)])
         found[ALL].append((float(right_2P[0].mean()), float(right_2P[1].mean())))
         share_P = share(held)
         for low, high in BANDS:
-            here = (share_P >= low) & ((share_P < high) | (high == 1.0))
-            if here.sum() >= LEAST:
-                found[band(low, high)].append((float(right_2P[0, here].mean()), float(right_2P[1, here].mean())))
+            here_P = (share_P >= low) & ((share_P < high) | (high == 1.0))
+            right_2 = right_2P[:, here_P].mean(1) if here_P.sum() >= LEAST else (np.nan, np.nan)
+            found[band(low, high)].append((float(right_2[0]), float(right_2[1])))
     arms = ("pooled-argmax", "conditional")
-    return {name: dict(zip(arms, np.array(values).T, strict=True)) if values else {} for name, values in found.items()}
+    return {name: dict(zip(arms, np.array(each).reshape(-1, 2).T, strict=True)) for name, each in found.items()}
 
 
 def band(low: float, high: float) -> str:
@@ -266,18 +279,18 @@ def run(
     known = grades.load(paths)
     values: dict[tuple[str, str], list[float]] = {}
     logs = []
-    size = chosen(known, grades.split(len(known), seeds[0])[0], seeds[0])
+    size = chosen(known, seeds[0])
     for seed in seeds:
         for key, value in (*split(seed).items(), *borda(seed, steps=steps).items()):
             values.setdefault(key, []).append(value)
         logs.append(real(known, seed, users=users, size=size))
     rows = [over_seeds(arm, metric, each) for (arm, metric), each in values.items()]
     for name in (ALL, *(band(*ends) for ends in BANDS)):
-        met = [log[name] for log in logs if log[name]]
-        if met:
-            rows += [grades.nested(arm, name, [log[arm] for log in met]) for arm in ("pooled-argmax", "conditional")]
-            gains = [log["conditional"] - log["pooled-argmax"] for log in met]
-            rows.append(grades.nested("conditional - pooled", name, gains))
+        for arm in ("pooled-argmax", "conditional"):
+            rows += _over_users(arm, name, [log[name][arm] for log in logs])
+        rows += _over_users(GAIN, name, [_gain(log[name]) for log in logs])
+    even, agreed = band(*BANDS[0]), band(*BANDS[-1])
+    rows += _over_users(GAIN, EVEN_LEAD, [_gain(log[even]) - _gain(log[agreed]) for log in logs])
     return Result(
         name="disagreement",
         data=f"simulations; {known.name} (K = {size[0]})",
@@ -290,6 +303,16 @@ def run(
     )
 
 
+def _gain(accuracy: dict[str, Array]) -> Array:
+    return accuracy["conditional"] - accuracy["pooled-argmax"]
+
+
+def _over_users(arm: str, metric: str, users_S: Sequence[Array]) -> list[Row]:
+    """The row over those users who count, none where a seed has none."""
+    counted = [mine[~np.isnan(mine)] for mine in users_S]
+    return [grades.nested(arm, metric, counted)] if all(map(len, counted)) else []
+
+
 def _holds(rows: dict[tuple[str, str], Row]) -> bool:
     one_reward = (
         abs(rows["pooled-argmax", "satisfied"].mean - MAJORITY) < 1e-9
@@ -298,8 +321,8 @@ def _holds(rows: dict[tuple[str, str], Row]) -> bool:
         and rows["conditional", "satisfied"].low > 0.99
     )
     falls = rows["pooled-argmax", "step"].high < 0 < rows["truth", "step"].low
-    gains = [row for ends in BANDS if (row := rows.get(("conditional - pooled", band(*ends)))) is not None]
-    return one_reward and falls and len(gains) > 1 and gains[0].low > max(0.0, gains[-1].high)
+    gains = [rows.get((GAIN, metric)) for metric in (band(*BANDS[0]), EVEN_LEAD)]
+    return one_reward and falls and all(row is not None and row.low > 0 for row in gains)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,8 @@ person to her own degree). Half of the pairs are asked again with order and word
 answers is judged twice on people whose classes nobody knows, by pairs never asked and their true tastes: with the true
 base rewards (`accuracy`: only the person's own posterior feels the weights) and with base rewards and intercepts that
 were learned from other people's weighted answers (`learned`). Class shares and pulls are fitted on those others.
+`odd_belief` is how far genuine answers of people with unusual tastes are believed, over those of everybody else: a
+weighting that takes disagreement for carelessness falls below 1.
 
 Axes: U people, A answers of a person, Q questions, I items, K base rewards.
 """
@@ -223,7 +225,7 @@ def accuracy(base: Base, truth: World, people: slice, weights: Sequence[Array], 
 
 
 def once(
-    seed: int, mix: str, *, trained: int = 600, judged: int = 200, pairs: int = 10, again: int = 5
+    seed: int, mix: str, *, trained: int = 600, judged: int = 200, pairs: int = 10, again: int = 5, turns: int = TURNS
 ) -> dict[tuple[str, str], float]:
     """One population of one mix: every arm's accuracy with true and with learned base rewards, and what EM found."""
     truth = world(seed, MIXES[mix], people=trained + judged, pairs=pairs, again=again)
@@ -252,7 +254,7 @@ def once(
         if arm == "em-alone":
             start = base
     base, population = start, alone
-    for _ in range(TURNS):  # base rewards and beliefs in turns
+    for _ in range(turns):  # base rewards and beliefs in turns
         population = fit_em(train, base, population)
         base = learn(train, list(map(weigh_em(population, base), train)), seed)
     population = fit_em(train, base, population)
@@ -260,6 +262,11 @@ def once(
     for metric in ("accuracy", "learned"):
         for rival in RIVALS:
             found[f"em - {rival}", metric] = found["em", metric] - found[rival, metric]
+    odd_U = unusual(truth)[last]
+    for arm in ("test-retest", "dawid-skene", "em-alone", "em"):
+        found[arm, "odd_belief"] = _belief(weights[arm], oracle[last], odd_U) / _belief(
+            weights[arm], oracle[last], ~odd_U
+        )
     if mix in MIXED:
         unit_U = genuine_UK[last].ravel()
         for arm, fitted, seen in (("em-alone", alone, None), ("em", seeing, true_base)):
@@ -269,6 +276,20 @@ def once(
                 gap = found["oracle", metric] - found["unweighted", metric]
                 found[arm, name] = (found[arm, metric] - found["unweighted", metric]) / gap
     return found
+
+
+def unusual(truth: World) -> NDArray[np.bool_]:
+    """The quarter of the people whose true utilities go least with what everybody prefers, (U,)."""
+    utility_UI = truth.tastes_UK @ truth.phi_IK.T + truth.intercept_I
+    alike_U = np.array([np.corrcoef(utility_I, truth.intercept_I)[0, 1] for utility_I in utility_UI])
+    found: NDArray[np.bool_] = alike_U < np.quantile(alike_U, 0.25)
+    return found
+
+
+def _belief(weights: Sequence[Array], genuine: Sequence[Array], who_U: NDArray[np.bool_]) -> float:
+    """Mean weight of these people's genuine answers."""
+    kept = [w_A[g_A > 0] for w_A, g_A, mine in zip(weights, genuine, who_U, strict=True) if mine]
+    return float(np.concatenate(kept).mean())
 
 
 def _genuine(answers: Sequence[Answer], population: Population, base: Base | None) -> Array:
@@ -322,7 +343,7 @@ def run(
 
 def _order(entry: tuple[tuple[str, str], list[float]]) -> tuple[int, int]:
     (arm, metric), _ = entry
-    names = ("accuracy", "gap_closed", "class_auc", "learned", "learned_gap_closed")
+    names = ("accuracy", "gap_closed", "class_auc", "learned", "learned_gap_closed", "odd_belief")
     name, _, mix = metric.partition(":")
     mixes = ("", *MIXES)
     return (names.index(name) + len(names) * mixes.index(mix), ARMS.index(arm) if arm in ARMS else len(ARMS))
