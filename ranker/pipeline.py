@@ -8,7 +8,9 @@ Axes: N candidates, C categories (interests), T objectives, S places of the slat
 
 import math
 import random
+import threading
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -29,6 +31,9 @@ from ranker.summary import profiled
 if TYPE_CHECKING:
     from ranker.inference import Inference, Scores
     from ranker.taste import Taste
+
+#: tastes kept, and how long one stands: acts fade over an hour and more
+TASTES, MOMENT_MS = 10_000, 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +124,7 @@ class _Pool:
 
 
 class Pipeline:
-    """Ranks for one version. Holds no state of its own, so replicas and threads may share it.
+    """Ranks for one version. Keeps nothing but tastes it derived, so replicas and threads may share it.
 
     Args:
         inference: has `catalogue` attached.
@@ -128,6 +133,8 @@ class Pipeline:
 
     def __init__(self, config: Config, inference: "Inference", catalogue: Catalogue, version: str) -> None:
         self.config, self.inference, self.catalogue, self.version = config, inference, catalogue, version
+        self._tastes: OrderedDict[tuple[str, str, int, int, int], Taste] = OrderedDict()
+        self._lock = threading.Lock()
         self._weights = {objective.name: objective.weight for objective in config.objectives}
         self._weights[PREFERENCE] = config.preference.weight
 
@@ -141,7 +148,7 @@ class Pipeline:
         weights = self._weights_of(request)
         strength = self._strength_of(request)
 
-        taste = self.inference.taste(evidence, request.now)
+        taste = self.taste(request.user, evidence, request.now)
         watch.lap("taste")
         pool = self._given(request) if request.items is not None else self._retrieved(request, evidence, taste)
         watch.lap("candidates")
@@ -173,6 +180,27 @@ class Pipeline:
             profile=self._named(target_C) if request.explain else None,
             swapped=swapped,
         )
+
+    def taste(self, user: str, evidence: Evidence, now: int) -> "Taste":
+        """The user's taste by this version, kept until new evidence comes; ages are as of the last full MOMENT_MS.
+
+        So a taste depends on user, evidence and moment, never on what was asked before.
+        """
+        if not evidence.recent:
+            return self.inference.taste(evidence, now)
+        # every folded event leaves its id, so the last one names the state; the words' own time goes with it
+        key = (user, evidence.recent[-1], evidence.updated, now // MOMENT_MS, self.inference.attached)
+        with self._lock:
+            known = self._tastes.get(key)
+            if known is not None:
+                self._tastes.move_to_end(key)
+                return known
+        found = self.inference.taste(evidence, now - now % MOMENT_MS)
+        with self._lock:
+            self._tastes[key] = found
+            if len(self._tastes) > TASTES:
+                self._tastes.popitem(last=False)
+        return found
 
     def _weights_of(self, request: Request) -> dict[str, float]:
         for name, weight in (request.weights or {}).items():

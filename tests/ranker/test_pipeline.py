@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Calibration, Config, Inputs, Objective, Preference, Serving
 from ranker.errors import RequestError
-from ranker.evidence import EMPTY, Act, Answer, Evidence
+from ranker.events import Interaction
+from ranker.evidence import EMPTY, Act, Answer, Evidence, fold
 from ranker.inference import Inference
 from ranker.model import Model
-from ranker.pipeline import Pipeline, Request, explore
+from ranker.pipeline import MOMENT_MS, Pipeline, Request, explore
 
 GENRES = ["action", "comedy", "drama", "noir"]
 CONFIG = Config(
@@ -84,6 +85,17 @@ def test_the_base_utility_counts_as_much_as_asked(pipeline):
         assert item.utility == pytest.approx(click + 2 * like - dismiss + 3 * item.preference, abs=1e-6)
     by_reward = sorted(slate.items, key=lambda item: item.reward)
     assert [item.id for item in by_reward] == [item.id for item in sorted(slate.items, key=lambda i: i.preference)]
+
+
+def test_a_taste_is_kept_until_evidence_or_time_moves_on(pipeline):
+    once = fold(EMPTY, Interaction(id="e1", timestamp=NOW, user="u", item="i3", type="click"))
+    first = pipeline.taste("u", once, NOW)
+    assert pipeline.taste("u", once, NOW + 1) is first
+    twice = fold(once, Interaction(id="e2", timestamp=NOW, user="u", item="i7", type="click"))
+    assert (pipeline.taste("u", twice, NOW).mean_K != first.mean_K).any()
+    assert pipeline.taste("v", once, NOW) is not first
+    assert pipeline.taste("u", once, NOW + MOMENT_MS) is not first
+    assert pipeline.taste("u", once, NOW + 5).mean_K.tolist() == make().taste("u", once, NOW + 9).mean_K.tolist()
 
 
 def test_answers_move_the_slate_and_are_counted(pipeline):
