@@ -325,6 +325,11 @@ def _holds(rows: dict[tuple[str, str], Row]) -> bool:
     return one_reward and falls and all(row is not None and row.low > 0 for row in gains)
 
 
+def pictured(row: Row) -> bool:
+    """Whether the picture shows it: who is satisfied, and accuracy by how evenly people split."""
+    return row.metric == "satisfied" or (row.metric.startswith(ALL) and row.arm != GAIN)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("disagreement", SUMMARY, seeds=5)
@@ -332,7 +337,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of the Borda experiment (default 1000)")
     options = parser.parse_args(arguments)
     seeds = report.seeds_of(options)
-    report.publish(run(options.events, seeds=seeds, users=options.users, steps=options.steps), options)
+    result = run(options.events, seeds=seeds, users=options.users, steps=options.steps)
+    report.publish(result, options, draw=pictured)
     return 0
 
 

@@ -363,6 +363,11 @@ def _holds(rows: dict[tuple[str, str], Row]) -> bool:
     return closes and beats and harmless
 
 
+def drawn(row: Row) -> bool:
+    """Whether the picture shows it: the arms over all mixes."""
+    return row.arm in ARMS and ":" not in row.metric and "gap" not in row.metric
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("reliability", SUMMARY, seeds=5)
@@ -375,7 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.events:
         raise RequestError("--events", options.events[0].name, "leave it out: no log knows its people's classes")
     sizes = {name: getattr(options, name) for name in ("mixes", "trained", "judged", "pairs", "again")}
-    report.publish(run(report.seeds_of(options), **sizes), options)
+    report.publish(run(report.seeds_of(options), **sizes), options, draw=drawn)
     return 0
 
 

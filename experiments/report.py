@@ -6,8 +6,8 @@ with the intervals: a claim holds only where they say so.
 
 import argparse
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -113,8 +113,17 @@ def data_name(paths: Sequence[Path]) -> str:
     return ", ".join(path.name for path in paths)
 
 
-def publish(result: Result, options: argparse.Namespace, *, folder: Path = Path("docs/experiments")) -> None:
+def publish(
+    result: Result,
+    options: argparse.Namespace,
+    *,
+    folder: Path = Path("docs/experiments"),
+    draw: Callable[[Row], bool] | None = None,
+) -> None:
     """Print the result as a table, or as one JSON object with `--json`; draw it with `--plot`.
+
+    Args:
+        draw: which rows the picture shows, all of them without it.
 
     Raises:
         DataError: the picture cannot be written.
@@ -122,7 +131,8 @@ def publish(result: Result, options: argparse.Namespace, *, folder: Path = Path(
     if options.plot:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / f"{result.name}.svg").write_text(svg(result), "utf-8")
+            shown = tuple(row for row in result.rows if draw is None or draw(row))
+            (folder / f"{result.name}.svg").write_text(svg(replace(result, rows=shown)), "utf-8")
         except OSError as error:
             raise DataError(str(folder), error.strerror, "run --plot where docs/experiments can be written") from None
     if options.json:

@@ -62,6 +62,14 @@ def test_publish_prints_one_json_line_and_draws(tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "online.svg").is_file()
 
 
+def test_the_picture_may_leave_rows_out(tmp_path: Path) -> None:
+    options = argparse.Namespace(json=False, plot=True)
+    report.publish(RESULT, options, folder=tmp_path, draw=lambda row: row.arm == "sync-10")
+    drawn = (tmp_path / "online.svg").read_text()
+    assert "sync-10 0.7" in drawn
+    assert "frozen" not in drawn
+
+
 def test_publish_prints_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     report.publish(RESULT, argparse.Namespace(json=False, plot=False))
     out = capsys.readouterr().out
