@@ -155,7 +155,7 @@ def test_feedback_is_evidence_at_once_and_changes_the_next_ranking(running: Runn
 
 def _react(client: Client) -> None:
     before = client.call("POST", "/v1/rank", {"user": "ann", "items": IDS})
-    assert (before["degraded"], before["evidence"]) == (False, {"history": 0})
+    assert (before["degraded"], before["evidence"]) == (False, {"history": 0, "answers": 0, "words": 0})
     clicks = [
         {"event": "interaction", "id": f"c{n}", "timestamp": int(time.time() * 1000), "user": "ann",
          "item": item, "type": "click", "ranking": before["ranking"]}
@@ -165,7 +165,7 @@ def _react(client: Client) -> None:
     token = client.call("POST", "/v1/feedback", clicks)["evidence_token"]
     after = client.call("POST", "/v1/rank", {"user": "ann", "items": IDS, "evidence_token": token})
     assert time.monotonic() - begun < 1.0
-    assert (after["degraded"], after["evidence"]) == (False, {"history": 3})
+    assert (after["degraded"], after["evidence"]) == (False, {"history": 3, "answers": 0, "words": 0})
     scores = [{item["id"]: item["score"] for item in answer["items"]} for answer in (before, after)]
     assert scores[0] != scores[1]
     assert after["miscalibration"] is not None
