@@ -1,4 +1,4 @@
-"""A short summary that a person can read and edit, drawn by a learned policy (PLUS, nam2025plus, in small).
+"""A short summary that a person can read and edit, drawn by a learned policy (PLUS, nam2026learning, in small).
 
 The policy scores every phrase from how the person's history stands to it and draws a few without replacement
 (Plackett-Luce). In training the conditioned ranker sees nothing but those phrases; phrases and ranker are trained in
