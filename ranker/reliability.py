@@ -237,7 +237,8 @@ def _read(people: Sequence[Sequence[Answer]], kind: Kind | None) -> _Said:
                 firsts.append(len(rows))
             shown = answer.condition.get("shown_first")
             first = sign if shown == preferred else -sign if shown == over else 0.0
-            asked = WORDINGS.get(answer.condition.get("wording"), 0.0)  # type: ignore[arg-type]
+            worded = answer.condition.get("wording")
+            asked = WORDINGS.get(worded, 0.0) if isinstance(worded, str) else 0.0
             said = 0.5 * (1 + sign) if answer.outcome == "preferred" else 0.5
             rows.append((place, unit, pairs[key], sign, said, first, first * asked))
     table = np.array(rows, np.float64).reshape(-1, 7)
@@ -344,7 +345,7 @@ class _Margins:
     def hear(self, pair: int, said: float, weight: float = 1.0) -> float:
         """Move by an answer that is believed so far; its log probability before it was heard."""
         row_P = self._covariance_PP[pair]
-        shrink = 1 / math.sqrt(1 + math.pi / 8 * float(row_P[pair]))
+        shrink = 1 / math.sqrt(1 + math.pi / 8 * max(float(row_P[pair]), 0.0))
         logit = min(max(shrink * float(self._mean_P[pair]), -30.0), 30.0)
         chance = 1 / (1 + math.exp(-logit))
         self._mean_P += (weight * (said - chance) * shrink) * row_P
