@@ -1,4 +1,4 @@
-"""A learned summary conditions better than an untrained one, and that better than none (PLUS, nam2026learning, in small).
+"""A learned summary conditions better than an untrained one, and that better than none (PLUS, nam2026learning).
 
 Half of what each person graded is her history, comparisons among the rest are held out. A summary of at most five
 phrases is drawn from the history, and the ranker sees nothing else of it. `untrained` takes the tags whose liking
