@@ -94,6 +94,7 @@ def build(settings: Settings) -> Any:
     """The application of one replica, on the real log, store and registry."""
     import torch
 
+    from ranker import sentences
     from ranker.registry import Registry
     from services import api
     from services.outbox import Outbox
@@ -114,6 +115,7 @@ def build(settings: Settings) -> Any:
         tokens=Tokens.open(settings.token_dir),
         signer=Signer(settings.token_dir),
         telemetry=ApiTelemetry(api.PATHS, f"api-{os.getpid()}"),
+        sentences=sentences.encoder if sentences.available() else None,
     )
     return api.build(replica)
 

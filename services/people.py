@@ -3,6 +3,7 @@
 Everything she says travels as an event through the log, as behaviour does; nothing about her is kept here.
 """
 
+import asyncio
 import hashlib
 import secrets
 from collections.abc import Sequence
@@ -66,6 +67,7 @@ class People:
 
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
+        self._reading = asyncio.Lock()
 
     # -- questions ---------------------------------------------------------------------------------------------
 
@@ -237,7 +239,12 @@ class People:
         if "store" in missing and UNSET in (sent.likes, sent.avoids, sent.struck):
             remedy = "what was written before cannot be looked up just now; try again, or send likes, avoids and struck"
             raise StoreUnavailable("summary", None, remedy)
-        heard = hear(sent, evidence.words, serving.pipeline.inference.speech[0])
+        tags, encode = serving.pipeline.inference.speech[0], self._replica.encode
+        if encode is None:
+            heard = hear(sent, evidence.words, tags)
+        else:  # a sentence takes tens of milliseconds, a new vocabulary a second
+            async with self._reading:
+                heard = await asyncio.to_thread(hear, sent, evidence.words, tags, encode)
         token = None
         if missing or heard.words != evidence.words:  # what she said before may not be what we see
             event = Summary(

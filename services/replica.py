@@ -25,6 +25,7 @@ from ranker.inference import Inference
 from ranker.interview import Interview
 from ranker.pipeline import Pipeline, Request, Slate
 from ranker.registry import Registry
+from ranker.wording import Encode
 from services import intake
 from services.figures import Figures, Watches
 from services.messages import FeedbackAnswer, RankAnswer, Ranked, RankRequest, RecommendRequest, Removed, named
@@ -114,6 +115,7 @@ class Replica:
         reads: the store for requests, on the event loop.
         changes: the store for the catalogue, in this replica's thread.
         clock: seconds since the epoch.
+        sentences: loads a sentence encoder, so that free text is understood by meaning too; in a thread of its own.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Replica:
         signer: Signer,
         telemetry: ApiTelemetry,
         clock: Callable[[], float] = time.time,
+        sentences: Callable[[], Encode] | None = None,
     ) -> None:
         self.settings, self.registry, self.reads, self.changes = settings, registry, reads, changes
         self.outbox, self.tokens, self.signer, self.clock = outbox, tokens, signer, clock
@@ -137,6 +140,8 @@ class Replica:
         self.catalogue_lock = threading.Lock()
         self.versions = Versions(registry, lambda: None if self._serving is None else self._serving.version)
         self.figures = Figures(reads, telemetry, tokens["metrics"], clock)
+        self.encode: Encode | None = None
+        self._sentences = sentences
         self._mark = ""
         self._serving: Serving | None = None
         self._before: Serving | None = None
@@ -157,6 +162,18 @@ class Replica:
         self.follow_catalogue()
         self.follow_pointer()
         self._thread.start()
+        if self._sentences is not None:
+            threading.Thread(target=self._learn_to_read, name="replica-sentences", daemon=True).start()
+
+    def _learn_to_read(self) -> None:
+        assert self._sentences is not None
+        try:
+            encode = self._sentences()
+            encode(["warm"])
+        except Exception:
+            log.exception("free text is understood by names alone")
+        else:
+            self.encode = encode
 
     def close(self) -> None:
         """Stop following, send what waits, hang up."""
@@ -238,7 +255,15 @@ class Replica:
             before.attach(self.catalogue)
             return before
         found = self.registry.load(version)
-        inference = Inference(found.config, found.weights)
+        # what is known of the items' fields is the same in every version of one configuration
+        using = None if self._serving is None else self._serving.pipeline.inference
+        same = using if using is not None and using.config == found.config else None
+        inference = Inference(
+            found.config,
+            found.weights,
+            encoder=None if same is None else same.encoder,
+            vocabulary=None if same is None else same.vocabulary,
+        )
         found.golden.check(found.config, inference)
         inference.attach(self.catalogue)
         pipeline = Pipeline(found.config, inference, self.catalogue, version)

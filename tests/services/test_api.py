@@ -9,7 +9,6 @@ import pytest
 
 from ranker import events, evidence
 from ranker.events import Ranking
-from services.api import PATHS
 from services.settings import Service as Defaults
 from services.tokens import Scope
 from tests.services.conftest import ITEMS, NOW_MS, Service
@@ -379,41 +378,6 @@ def test_before_the_first_version_it_is_alive_but_not_ready(empty: Service) -> N
     empty.settle(lambda: empty.call("GET", "/readyz").status_code == 200)
 
 
-def test_a_promotion_is_served_soon_and_a_rollback_too(service: Service) -> None:
-    first = service.replica.serving.version
-    second = service.version(seed=1)
-    service.settle(lambda: service.replica.serving.version == second)
-    body = service.call("POST", f"/v1/models/{first}/rollback").json()
-    assert (body["version"], body["held"]) == (first, True)
-    service.settle(lambda: service.replica.serving.version == first)
-    models = service.call("GET", "/v1/models").json()
-    assert (models["current"], models["serving"], models["held"]) == (first, first, True)
-    assert [version["version"] for version in models["versions"]] == [second, first]
-    assert_problem(service.call("POST", f"/v1/models/{second}/promote"), 409, second)
-    body = service.call("POST", f"/v1/models/{second}/promote", {"force": True}).json()
-    assert body["version"] == second
-    assert_problem(service.call("POST", f"/v1/models/{first}/promote", {"generation": 1, "force": True}), 409)
-
-
-def test_a_version_that_nobody_judged_needs_force(service: Service) -> None:
-    version = service.registry.save(
-        service.registry.load(service.replica.serving.version).weights,
-        service.settings.config,
-        metrics={},
-        golden=service.registry.load(service.replica.serving.version).golden,
-        parent=None,
-    )
-    problem = assert_problem(service.call("POST", f"/v1/models/{version}/promote"), 409, version)
-    assert "force" in problem["remedy"]
-    assert service.call("POST", f"/v1/models/{version}/promote", {"force": True}).status_code == 200
-
-
-@pytest.mark.parametrize("version", ["v9", "..", "%2e%2e%2fetc"])
-def test_an_unknown_version_is_404(service: Service, version: str) -> None:
-    assert_problem(service.call("POST", f"/v1/models/{version}/promote"), 404)
-    assert_problem(service.call("POST", f"/v1/models/{version}/rollback"), 404)
-
-
 def test_a_damaged_version_is_not_served_and_the_old_one_stays(service: Service) -> None:
     first = service.replica.serving.version
     second = service.version(seed=2)
@@ -436,53 +400,6 @@ def test_a_damaged_version_is_not_served_and_the_old_one_stays(service: Service)
 
 def test_the_schema_is_the_contract(service: Service) -> None:
     assert service.call("GET", "/v1/schema", scope=None).json() == json.loads(msgspec.json.encode(events.schema()))
-
-
-def test_metrics_name_the_process_and_count_by_route(service: Service) -> None:
-    service.call("POST", "/v1/rank", RANK)
-    service.call("POST", "/v1/rank", b"{")
-    text = service.call("GET", "/metrics", scope="metrics").text
-    assert 'plurank_requests_total{process="api-test",route="/v1/rank",status="200"} 1.0' in text
-    assert 'plurank_requests_total{process="api-test",route="/v1/rank",status="400"} 1.0' in text
-    service.settle(lambda: bool(service.store.announced))
-    (target,) = service.call("GET", "/v1/metrics/targets", scope="metrics").json()
-    assert target["labels"] == {"process": "api-test"}
-    assert target["targets"] == [service.store.announced["api-test"]]
-
-
-def test_fairness_shows_the_monitors_windows(service: Service) -> None:
-    window = {"start": 5, "end": 6, "versions": ["v1"], "withheld": 3, "rows": []}
-    assert service.call("GET", "/v1/fairness", scope="metrics").json() == {"total": None, "windows": []}
-    service.store.kept = {
-        "fairness": [(5, msgspec.json.encode(window))],
-        "fairness-total": [(0, msgspec.json.encode(window))],
-    }
-    assert service.call("GET", "/v1/fairness", scope="metrics").json() == {"total": window, "windows": [window]}
-
-
-def test_openapi_is_complete(service: Service) -> None:
-    document = service.call("GET", "/openapi.json", scope=None).json()
-    assert set(document["paths"]) == set(PATHS)
-    schemas = document["components"]["schemas"]
-    text = json.dumps(document)
-    for reference in {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]}:
-        assert reference in schemas
-    for path, operations in document["paths"].items():
-        for operation in operations.values():
-            assert operation["summary"]
-            assert operation["responses"]["200"]["content"]
-            assert ("security" in operation) == (path not in OPEN)
-            assert ("401" in operation["responses"]) == (path not in OPEN)
-    assert "RankRequest" in schemas
-    assert "Interaction" in schemas
-
-
-def test_the_page_of_docs_needs_no_other_host(service: Service) -> None:
-    page = service.call("GET", "/docs", scope=None).text
-    assert "http://" not in page
-    assert "https://" not in page
-    script = page.split('<script src="')[1].split('"')[0]
-    assert service.call("GET", script, scope=None).status_code == 200
 
 
 def test_unknown_routes_and_methods_are_problems(service: Service) -> None:

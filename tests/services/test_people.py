@@ -1,13 +1,13 @@
 """services/people.py through HTTP: questions and answers, the taste, being forgotten, and every kind of bad input."""
 
-import json
+from collections.abc import Sequence
 from typing import Any
 
-import msgspec
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from ranker import events, evidence
-from ranker.errors import RequestError
 from ranker.events import Comparison, Forget, Summary
 from ranker.interview import Turn
 from services import asking
@@ -371,6 +371,18 @@ def test_words_are_an_event_and_the_same_words_none(service: Service) -> None:
     assert service.store.users["ann"].words == evidence.Words()
 
 
+def test_with_a_sentence_encoder_words_are_understood_by_meaning(service: Service) -> None:
+    def encode(texts: Sequence[str]) -> NDArray[np.floating]:
+        return np.array([[1.0, 0.0] if text in ("jests", "comedy") else [0.0, 1.0] for text in texts])
+
+    sent = {"text": "jests"}
+    assert_problem(service.call("PUT", f"{ANN}/summary", sent), 422, "text")
+    service.replica._sentences = lambda: encode
+    service.replica._learn_to_read()
+    body = service.call("PUT", f"{ANN}/summary", sent).json()
+    assert [one["key"] for one in body["understood"]] == ["genres=comedy"]
+
+
 BAD_WORDS = {
     "nothing": ({}, 422, "summary", "text"),
     "an empty text": ({"text": ""}, 422, "text", "leave it out"),
@@ -480,34 +492,3 @@ def test_without_the_store_a_person_is_forgotten_all_the_same(service: Service) 
     assert isinstance(service.log.events[-1], Forget)
     service.log.away = True
     assert_problem(service.call("DELETE", ANN), 503, "log")
-
-
-# -- documents -------------------------------------------------------------------------------------------------
-
-
-def test_openapi_names_the_parameters_of_every_person_route(service: Service) -> None:
-    document = service.call("GET", "/openapi.json", scope=None).json()
-    routes = {path: found for path, found in document["paths"].items() if path.startswith("/v1/users/")}
-    assert len(routes) == 5
-    for found in routes.values():
-        for method, operation in found.items():
-            names = [(one["name"], one["in"]) for one in operation["parameters"]]
-            assert names == [("id", "path"), *([("evidence_token", "query")] if method == "get" else [])]
-            assert "404" in operation["responses"]
-    assert "Choice" in document["components"]["schemas"]
-    assert json.loads(msgspec.json.encode(document)) == document
-
-
-def test_a_question_id_proves_what_was_asked_and_of_whom(service: Service) -> None:
-    signer = service.replica.signer
-    turn = Turn(number=3, items=("é\0", 'with "quotes"'), wording="skip", again=True, gain=0.1)
-    name = asking.ask(signer, "ann", turn, NOW_MS)
-    asked = asking.read(signer, "ann", name)
-    assert (asked.first, asked.second, asked.wording, asked.again) == (*turn.items, "skip", True)
-    with pytest.raises(RequestError, match="never asked"):
-        asking.read(signer, "bob", name)
-    with pytest.raises(RequestError, match="never asked"):
-        asking.read(signer, "question\0ann", name)
-    signer.rotate()
-    assert asking.read(signer, "ann", name) == asked
-    assert len(ITEMS) == 12
