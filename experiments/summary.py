@@ -101,13 +101,16 @@ class Person:
     lesson: Lesson
 
 
-def load(paths: Sequence[Path] | None, given: Path | None = None) -> World:
+def load(paths: Sequence[Path] | None, given: Path | None = None, *, people: int = 2000) -> World:
     """Grades and tagged items.
+
+    Args:
+        people: the first so many users of the log are read.
 
     Raises:
         DataError: the items of the log carry nothing that can be said in words.
     """
-    found = graded.load(paths)
+    found = graded.load(paths, most=people)
     stream = datasets.movielens().events() if paths is None else datasets.read(paths)
     items = {event.item: event for event in stream if isinstance(event, ItemEvent)}
     if given is not None:
@@ -354,13 +357,14 @@ def run(
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     k: int = 4,
     rounds: int = 10,
+    people: int = 2000,
 ) -> Result:
     """All seeds, as many at a time as there are processors.
 
     Raises:
         DataError: the log has too few graders, or its items carry nothing that can be said in words.
     """
-    world = load(paths, config)
+    world = load(paths, config, people=people)
     single = partial(one, world, k=k, rounds=rounds)
     with Progress(console=Console(stderr=True), transient=True) as progress:
         if len(seeds) == 1:
@@ -408,8 +412,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("summary", SUMMARY, seeds=5)
     parser.add_argument("--base", type=int, default=4, metavar="K", help="base rewards (default 4)")
+    parser.add_argument("--people", type=int, default=2000, metavar="N", help="users read, the first of the log")
     options = parser.parse_args(arguments)
-    result = run(options.events, config=options.config, seeds=report.seeds_of(options), k=options.base)
+    seeds = report.seeds_of(options)
+    result = run(options.events, config=options.config, seeds=seeds, k=options.base, people=options.people)
     report.publish(result, options)
     return 0
 
