@@ -27,6 +27,8 @@ from ranker.taste import History, divergence, predictive_loss, swap_guidance
 #: context pairs and graded items of a training user's evidence
 CONTEXTS = (0, 0, 1, 2, 4, 8, 14, 20)
 HISTORIES = (0, 0, 0, 5, 10, 20, 50)
+#: scale of the items' tags beside their factors
+TAGS = 0.3
 
 Floats = NDArray[np.float32]
 Conditioning = Literal["product", "film"]
@@ -48,7 +50,7 @@ class Recipe:
     dimensions: int = 8
     hidden: int = 64
     conditioning: Conditioning = "product"
-    steps: int = 800
+    steps: int = 400
     users: int = 128
     rate: float = 5e-3
     kl: float = 1e-4
@@ -152,10 +154,10 @@ class Features(NamedTuple):
 
 
 def features(known: Grades, users: Rows, width: int, *, ridge: float = 40.0, rounds: int = 4) -> Features:
-    """Factors of the users' standardised grades by alternating least squares, and the items' shrunken means.
+    """Factors of the users' standardised grades by alternating least squares, tags, and the items' shrunken means.
 
     Args:
-        width: factors; one more feature is the mean.
+        width: factors; the items' tags follow them, and last the mean.
         ridge: how strongly factors of rarely graded items are pulled to zero.
 
     Source: ALS (Hu, Koren and Volinsky 2008) from a truncated SVD; a user is left out of an item's factors in closed
@@ -174,7 +176,7 @@ def features(known: Grades, users: Rows, width: int, *, ridge: float = 40.0, rou
     user_UF = np.linalg.svd(grid_UI, full_matrices=False)[0][:, :width].astype(np.float64)
     for _ in range(rounds):
         user_UF = user_UF @ np.linalg.inv(np.linalg.cholesky(user_UF.T @ user_UF / len(users))).T
-        item_IF, inverse_IFF = _ridge(user_UF[user_N], item_N, left_N, items, ridge)
+        item_IF, _ = _ridge(user_UF[user_N], item_N, left_N, items, ridge)
         user_UF, _ = _ridge(item_IF[item_N], user_N, left_N, len(users), 1.0)
     user_UF = user_UF @ np.linalg.inv(np.linalg.cholesky(user_UF.T @ user_UF / len(users))).T
     item_IF, inverse_IFF = _ridge(user_UF[user_N], item_N, left_N, items, ridge)
@@ -184,8 +186,9 @@ def features(known: Grades, users: Rows, width: int, *, ridge: float = 40.0, rou
     own_NF = item_IF[item_N] - pull_NF * (error_N / (1 - leverage_N))[:, None]
     own_mean_N = (total_I[item_N] - value_N) / (count_I[item_N] + 4)
     cuts = np.cumsum([len(known.items[user]) for user in users])[:-1]
-    own = np.split(np.column_stack([own_NF, own_mean_N]).astype(np.float32), cuts)
-    return Features(np.column_stack([item_IF, mean_I]).astype(np.float32), own)
+    tags_IC = np.zeros((items, 0)) if known.tags is None else TAGS * known.tags
+    own = np.split(np.column_stack([own_NF, tags_IC[item_N], own_mean_N]).astype(np.float32), cuts)
+    return Features(np.column_stack([item_IF, tags_IC, mean_I]).astype(np.float32), own)
 
 
 def _ridge(rows_NF: Array, group_N: Rows, target_N: Array, groups: int, ridge: float) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ never trained on.
 Axes: U users, I items, N grades, P comparisons, K base rewards.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from experiments import report
 from experiments.report import Row
 from ranker import datasets
 from ranker.errors import DataError
-from ranker.events import Interaction, Ranking
+from ranker.events import Interaction, Item, Ranking
 from ranker.taste import Factor
 
 Array = NDArray[np.float64]
@@ -37,6 +38,7 @@ class Grades:
         items: by user, rows into `names`.
         values: their grades.
         apart: grades closer than this are no preference.
+        tags: standardised categories of the items (I, C), from their list fields; None where the log has none.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Grades:
     items: list[Rows]
     values: list[Array]
     apart: float = 0.0
+    tags: Array | None = None
 
     def __len__(self) -> int:
         return len(self.items)
@@ -75,7 +78,12 @@ def load(paths: Sequence[Path] | None, *, least: int = 16, most: int = 5000) -> 
     """
     stream = datasets.movielens().events() if paths is None else datasets.read(paths)
     graded: dict[str, dict[str, float]] = {}
+    tagged: dict[str, set[str]] = {}
     for event in stream:
+        if isinstance(event, Item):
+            tagged[event.item] = {
+                str(tag) for field in event.fields if isinstance(field.value, list) for tag in field.value
+            }
         if not isinstance(event, Ranking | Interaction) or (event.user not in graded and len(graded) >= most):
             continue
         mine = graded.setdefault(event.user, {})
@@ -96,7 +104,19 @@ def load(paths: Sequence[Path] | None, *, least: int = 16, most: int = 5000) -> 
     if len(items) < 50:
         raise DataError(name, f"{len(items)} users", f"name a log in which 50 users grade {least} or more items")
     everything = np.concatenate(values)
-    return Grades(name, list(rows), items, values, float(everything.max() - everything.min()) / 20)
+    apart = float(everything.max() - everything.min()) / 20
+    return Grades(name, list(rows), items, values, apart, _tags([tagged.get(item, set()) for item in rows]))
+
+
+def _tags(tagged: Sequence[set[str]], *, least: float = 0.01) -> Array | None:
+    """Tags of at least so large a share of the items, as columns of mean 0 and about unit spread."""
+    counts = Counter(tag for mine in tagged for tag in mine)
+    kept = sorted(tag for tag, count in counts.items() if count >= least * len(tagged))
+    if not kept:
+        return None
+    found_IC = np.array([[tag in mine for tag in kept] for mine in tagged], np.float64)
+    standard: Array = (found_IC - found_IC.mean(0)) / (found_IC.std(0) + 0.2)
+    return standard
 
 
 def split(users: int, seed: int, *, test: float = 0.3) -> tuple[Rows, Rows]:

@@ -173,7 +173,7 @@ class Cut:
 
 
 def cut(known: Grades, seed: int, *, width: int = FEATURES, ridge: float = 40.0, sample: int = 600) -> Cut:
-    """70 % of users to train, of which 15 % to validate, 30 % to test."""
+    """70 % of users to train, of which 15 % to validate, 30 % to test: judged are those with enough grades."""
     rng = np.random.default_rng(seed)
     seen, test = grades.split(len(known), seed)
     train, validation = (seen[part] for part in grades.split(len(seen), seed, test=0.15))
@@ -182,7 +182,12 @@ def cut(known: Grades, seed: int, *, width: int = FEATURES, ridge: float = 40.0,
     found = [[person(own[row], known.values[user], known.apart, rng) for row, user in enumerate(train[:sample])]]
     for part in (validation, test):
         found.append([person(items_IF[known.items[user]], known.values[user], known.apart, rng) for user in part])
-    return Cut(graded, *([one for one in people if len(one.held) and len(one.pairs)] for people in found))
+    return Cut(graded, *([one for one in people if _enough(one)] for people in found))
+
+
+def _enough(one: Person) -> bool:
+    """Whether there are as many comparisons and graded items as the arms are named after."""
+    return len(one.held) > 0 and min(len(one.pairs), len(one.items)) >= CONTEXTS[-1]
 
 
 def measured(known: Grades, seed: int, recipe: Recipe, *, width: int = FEATURES) -> tuple[Hits, dict[str, float]]:

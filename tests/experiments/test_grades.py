@@ -9,7 +9,7 @@ from experiments import grades
 from experiments.grades import Grades
 from ranker import events
 from ranker.errors import DataError
-from ranker.events import Event, Interaction, Ranking, Shown
+from ranker.events import Event, Field, Interaction, Item, Ranking, Shown
 
 
 def population(users: int = 120, items: int = 30, graded: int = 20, seed: int = 0) -> Grades:
@@ -59,6 +59,35 @@ def test_shown_is_0_acted_on_1_refused_minus_1_and_a_value_outside_a_ranking_is_
         "i3": 0.0,
         "i4": 4.0,
     }
+
+
+def test_list_fields_of_items_become_tags_and_rare_ones_are_left_out(tmp_path: Path) -> None:
+    kinds = {"i0": ["a", "b"], "i1": ["a"], "i2": []}
+    items: list[Event] = [
+        Item(id=name, timestamp=0, item=name, fields=[Field("genres", list(tags)), Field("title", "x")])
+        for name, tags in kinds.items()
+    ]
+    found = grades.load([written(tmp_path, items + log())], least=5)
+    assert found.tags is not None
+    assert found.tags.shape == (5, 2)
+    assert found.tags.mean(0) == pytest.approx([0, 0])
+    assert (found.tags[[found.names.index("i0"), found.names.index("i1")], 0] > 0).all()
+    assert grades.load([written(tmp_path, log())], least=5).tags is None
+
+
+def test_grades_closer_than_a_twentieth_of_the_scale_are_no_preference() -> None:
+    items, values = np.arange(3), np.array([0.0, 0.5, 1.5])
+    found = grades.comparisons(items, values, 9, np.random.default_rng(0), apart=1.0)
+    assert sorted(map(tuple, found.tolist())) == [(2, 0), (2, 1)]
+
+
+def test_the_interval_widens_with_users_who_differ_and_with_seeds_that_do() -> None:
+    rng = np.random.default_rng(0)
+    same = grades.nested("a", "accuracy", [rng.normal(0, 0.1, 200) for _ in range(5)])
+    spread = grades.nested("a", "accuracy", [rng.normal(place, 0.1, 200) for place in range(5)])
+    assert same.high - same.low < 0.03
+    assert spread.high - spread.low > 1
+    assert same.n == 1000
 
 
 def test_a_log_of_too_few_graders_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from experiments.encoder import Recipe
 from experiments.grades import Grades
 
 
-def two_sided(users: int = 70, items: int = 40, graded: int = 30) -> Grades:
+def two_sided(users: int = 60, items: int = 80, graded: int = 60) -> Grades:
     """People who like one end of one axis or the other."""
     rng = np.random.default_rng(0)
     axis_I = rng.normal(size=items)
