@@ -43,6 +43,7 @@ FLOORS = {2: 0.95, 4: 0.90}
 RECIPE = Recipe()
 
 Hits = dict[str, Array]
+Facts = dict[tuple[str, str], float]
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ def _enough(one: Person) -> bool:
     return len(one.held) > 0 and min(len(one.pairs), len(one.items)) >= CONTEXTS[-1]
 
 
-def measured(known: Grades, seed: int, recipe: Recipe, *, width: int = FEATURES) -> tuple[Hits, dict[str, float]]:
+def measured(known: Grades, seed: int, recipe: Recipe, *, width: int = FEATURES) -> tuple[Hits, Facts]:
     """Every arm's accuracy by test user, and what is known of the encoder itself."""
     people = cut(known, seed, width=width)
     found = encoder.train(people.graded, recipe, apart=known.apart, seed=seed)
@@ -199,8 +200,8 @@ def measured(known: Grades, seed: int, recipe: Recipe, *, width: int = FEATURES)
         hits[f"context-{count}"] = amortised(found, people.test, count)[0]
     hits["history"], mean_UK, precision_UK = amortised(found, people.test, None)
     prior_K, prior_mean_K = found.history.prior()
-    facts = {name: active_units(mean_UK, level) for name, level in THRESHOLDS.items()}
-    facts["kl"] = float(divergence(mean_UK, precision_UK, prior_K, prior_mean_K).mean())
+    facts: Facts = {("history", name): active_units(mean_UK, level) for name, level in THRESHOLDS.items()}
+    facts["history", "kl"] = float(divergence(mean_UK, precision_UK, prior_K, prior_mean_K).mean())
     hits["nothing"] = amortised(found, people.test, 0)[0]
     exact = exact_of(found, people.train, people.validation)
     for count in CONTEXTS[1:]:
@@ -209,9 +210,9 @@ def measured(known: Grades, seed: int, recipe: Recipe, *, width: int = FEATURES)
             [exact.accuracy(taste, one.held) for taste, one in zip(tastes, people.test, strict=True)]
         )
     hits["product"], temper = product(found, exact, people)
-    facts["temper_scale"] = temper.scale
+    facts["product", "temper_scale"] = temper.scale
     if temper.residual_K is not None:
-        facts["temper_residual"] = float((temper.residual_K * prior_K.numpy()).mean())
+        facts["product", "temper_residual"] = float((temper.residual_K * prior_K.numpy()).mean())
     for name, changed in (
         ("film", replace(recipe, conditioning="film")),
         ("swap-guided", replace(recipe, swap=0.01)),
@@ -219,7 +220,7 @@ def measured(known: Grades, seed: int, recipe: Recipe, *, width: int = FEATURES)
         other = encoder.train(people.graded, changed, apart=known.apart, seed=seed)
         hits[f"{name}-8"] = amortised(other, people.test, 8)[0]
         hits[f"{name}-history"], mean_UK, _ = amortised(other, people.test, None)
-        facts[f"{name}_active_units"] = active_units(mean_UK, THRESHOLDS["active_units"])
+        facts[f"{name}-history", "active_units"] = active_units(mean_UK, THRESHOLDS["active_units"])
     return hits, facts
 
 
@@ -274,7 +275,7 @@ class Found:
 
     log: Hits
     groups: dict[int, Hits]
-    facts: dict[str, float]
+    facts: Facts
 
 
 def one(known: Grades, seed: int, *, recipe: Recipe, grouped: bool) -> Found:
@@ -321,8 +322,8 @@ def result(known: Grades, done: Sequence[Found], seeds: Sequence[int]) -> Result
         for count in done[0].groups
         for arm in done[0].groups[count]
     ]
-    for fact in sorted({fact for found in done for fact in found.facts}):
-        rows.append(report.over_seeds("history", fact, [found.facts.get(fact, 0.0) for found in done]))
+    for arm, fact in sorted({name for found in done for name in found.facts}):
+        rows.append(report.over_seeds(arm, fact, [found.facts.get((arm, fact), 0.0) for found in done]))
     by_name = {(row.arm, row.metric): row for row in rows}
     gains = [by_name[f"{arm} - pooled", "accuracy"].low > 0 for arm in ("context-8", "history")]
     near = [by_name[f"context-{count} - laplace-{count}", "accuracy"].mean > -0.003 for count in (8, 20)]

@@ -19,20 +19,20 @@ RECIPE = Recipe(dimensions=3, hidden=16, steps=40, users=48, rate=0.03, kl=1e-4)
 
 
 @pytest.fixture(scope="module")
-def found() -> tuple[taste.Hits, dict[str, float]]:
+def found() -> tuple[taste.Hits, taste.Facts]:
     return taste.measured(two_sided(), 0, RECIPE, width=2)
 
 
 def test_context_history_and_the_exact_posterior_beat_pooled_where_people_disagree(
-    found: tuple[taste.Hits, dict[str, float]],
+    found: tuple[taste.Hits, taste.Facts],
 ) -> None:
     hits, facts = found
     mean = {arm: values.mean() for arm, values in hits.items()}
     assert mean["pooled"] < 0.6
     assert min(mean["context-8"], mean["laplace-8"], mean["history"], mean["product"]) > 0.75
     assert mean["context-20"] > mean["context-2"]
-    assert facts["kl"] > 0
-    assert 0 < facts["active_units"] <= 1
+    assert facts["history", "kl"] > 0
+    assert 0 < facts["history", "active_units"] <= 1
     assert len({len(values) for values in hits.values()}) == 1
 
 
@@ -59,7 +59,7 @@ def test_a_persons_parts_do_not_overlap() -> None:
     assert (one.held[:, 0] > one.held[:, 1]).all()
 
 
-def test_the_result_names_every_arm_and_judges_by_intervals(found: tuple[taste.Hits, dict[str, float]]) -> None:
+def test_the_result_names_every_arm_and_judges_by_intervals(found: tuple[taste.Hits, taste.Facts]) -> None:
     groups = {count: {f"context-{shown}": np.ones(3) for shown in (0, 2, 8, 20)} for count in (2, 4)}
     result = taste.result(two_sided(), [taste.Found(found[0], groups, found[1])], (0,))
     arms = {row.arm for row in result.rows if row.metric == "accuracy"}

@@ -64,6 +64,27 @@ def test_prior_and_factor_fuse_to_the_posterior_mode_and_variance_never_grows(se
     assert np.linalg.eigvalsh(grown).min() > -1e-5
 
 
+@given(st.integers(0, 10_000), st.integers(1, 20))
+def test_sources_fuse_in_any_order_and_every_answer_counts_once(seed, answers):
+    prior, asked, _ = random_case(seed, answers)
+    rng = np.random.default_rng(seed)
+    history = Factor(rng.uniform(0, 3, 3).astype(np.float32), rng.normal(size=3).astype(np.float32))
+    words = Factor(rng.uniform(0, 1, 3).astype(np.float32), rng.normal(size=3).astype(np.float32))
+    tastes = []
+    for sources in ([history, words], [words, history]):
+        before = fuse(prior, sources)
+        known = Factor(before.precision_K, before.precision_K @ before.mean_K)
+        told = answers_factor(known, asked)
+        tastes += [fuse(prior, [*sources, told]), fuse(known, [told])]
+    for taste in tastes[1:]:
+        np.testing.assert_allclose(taste.mean_K, tastes[0].mean_K, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(taste.precision_K, tastes[0].precision_K, rtol=1e-3, atol=1e-3)
+    p = 1 / (1 + np.exp(-asked.offsets_A - asked.differences_AK @ tastes[0].mean_K))
+    once = (asked.differences_AK.T * (asked.weight_A * p * (1 - p))) @ asked.differences_AK
+    gaussian = prior.precision + np.diag(history.precision + words.precision)
+    np.testing.assert_allclose(tastes[0].precision_K - gaussian, once, rtol=1e-2, atol=1e-2)
+
+
 def test_no_answers_add_nothing():
     prior, asked, _ = random_case(0, 0)
     factor = answers_factor(prior, asked)
