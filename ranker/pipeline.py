@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from ranker.inference import Inference, Scores
     from ranker.taste import Taste
 
-#: tastes kept, and how long one stands: acts fade over an hour and more
-TASTES, MOMENT_MS = 10_000, 10_000
+#: people whose tastes are kept, and how long these stand: acts fade over an hour and more
+PEOPLE, MOMENT_MS = 10_000, 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,7 +124,7 @@ class _Pool:
 
 
 class Pipeline:
-    """Ranks for one version. Keeps nothing but tastes it derived, so replicas and threads may share it.
+    """Ranks for one version. Keeps nothing but what it derived of people, so replicas and threads may share it.
 
     Args:
         inference: has `catalogue` attached.
@@ -133,7 +133,7 @@ class Pipeline:
 
     def __init__(self, config: Config, inference: "Inference", catalogue: Catalogue, version: str) -> None:
         self.config, self.inference, self.catalogue, self.version = config, inference, catalogue, version
-        self._tastes: OrderedDict[tuple[str, str, int, int, int], Taste] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str, int, int, int], tuple[Taste, NDArray[np.float64]]] = OrderedDict()
         self._lock = threading.Lock()
         self._weights = {objective.name: objective.weight for objective in config.objectives}
         self._weights[PREFERENCE] = config.preference.weight
@@ -148,7 +148,7 @@ class Pipeline:
         weights = self._weights_of(request)
         strength = self._strength_of(request)
 
-        taste = self.taste(request.user, evidence, request.now)
+        taste, target_C = self.known(request.user, evidence, request.now)
         watch.lap("taste")
         pool = self._given(request) if request.items is not None else self._retrieved(request, evidence, taste)
         watch.lap("candidates")
@@ -159,7 +159,7 @@ class Pipeline:
         preferred_N = self.inference.preferred(taste, scores.utility_N)
         utility_N = scores.probabilities_NT @ np.array(weights_T) + weight * preferred_N
         watch.lap("score")
-        order_S, target_C, shown = self._ordered(request, evidence, pool, utility_N, strength)
+        order_S, shown = self._ordered(request, target_C, pool, utility_N, strength)
         watch.lap("calibrate")
         order_S, propensity_S, swapped = explore(order_S, self.config.serving.swap, request.seed)
         watch.lap("explore")
@@ -181,25 +181,29 @@ class Pipeline:
             swapped=swapped,
         )
 
-    def taste(self, user: str, evidence: Evidence, now: int) -> "Taste":
-        """The user's taste by this version, kept until new evidence comes; ages are as of the last full MOMENT_MS.
+    def known(self, user: str, evidence: Evidence, now: int) -> "tuple[Taste, NDArray[np.float64]]":
+        """The user's taste by this version and her interests, kept until new evidence comes.
 
-        So a taste depends on user, evidence and moment, never on what was asked before.
+        Ages are as of the last full MOMENT_MS, so both depend on user, evidence and moment, never on what was asked
+        before.
+
+        Shapes: interests (C,), zeros where nothing is known.
         """
         if not evidence.recent:
-            return self.inference.taste(evidence, now)
+            return self.inference.taste(evidence, now), self._profile(evidence, now)
         # every folded event leaves its id, so the last one names the state; the words' own time goes with it
         key = (user, evidence.recent[-1], evidence.updated, now // MOMENT_MS, self.inference.attached)
         with self._lock:
-            known = self._tastes.get(key)
-            if known is not None:
-                self._tastes.move_to_end(key)
-                return known
-        found = self.inference.taste(evidence, now - now % MOMENT_MS)
+            kept = self._known.get(key)
+            if kept is not None:
+                self._known.move_to_end(key)
+                return kept
+        now -= now % MOMENT_MS
+        found = self.inference.taste(evidence, now), self._profile(evidence, now)
         with self._lock:
-            self._tastes[key] = found
-            if len(self._tastes) > TASTES:
-                self._tastes.popitem(last=False)
+            self._known[key] = found
+            if len(self._known) > PEOPLE:
+                self._known.popitem(last=False)
         return found
 
     def _weights_of(self, request: Request) -> dict[str, float]:
@@ -262,9 +266,14 @@ class Pipeline:
         return _Pool([items[row].id for row in rows.tolist()], rows, [], removed)
 
     def _ordered(
-        self, request: Request, evidence: Evidence, pool: _Pool, utility_N: NDArray[np.float32], strength: float
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64], tuple[float | None, float | None]]:
-        """The slate's rows in order, the profile, and C_KL before and after.
+        self,
+        request: Request,
+        target_C: NDArray[np.float64],
+        pool: _Pool,
+        utility_N: NDArray[np.float32],
+        strength: float,
+    ) -> tuple[NDArray[np.int64], tuple[float | None, float | None]]:
+        """The slate's rows in order, and C_KL before and after.
 
         The first config.serving.slate places are the calibrated set; places beyond them follow in utility order.
         """
@@ -275,9 +284,8 @@ class Pipeline:
         order_N = np.argsort(-utility_N, kind="stable")[: int(finite_N.sum())]
         places = min(self._limit_of(request, len(order_N)), len(order_N))
         window = min(places, self.config.serving.slate)
-        target_C = self._profile(evidence, request.now)
         if not target_C.any() or window == 0:
-            return order_N[:places], target_C, (None, None)
+            return order_N[:places], (None, None)
         interests_NC = self._interests(pool, target_C.size)
         alpha = self.config.calibration.smoothing
         picked = calibration.rerank(
@@ -295,7 +303,7 @@ class Pipeline:
         ]
         if places > window:
             first_S = np.concatenate([first_S, np.delete(order_N, picked)[: places - window]])
-        return first_S, target_C, (shown[0], shown[1])
+        return first_S, (shown[0], shown[1])
 
     def _profile(self, evidence: Evidence, now: int) -> NDArray[np.float64]:
         """The interests to hold: those of the history that was not struck, and what the user wrote."""

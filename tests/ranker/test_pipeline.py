@@ -89,13 +89,14 @@ def test_the_base_utility_counts_as_much_as_asked(pipeline):
 
 def test_a_taste_is_kept_until_evidence_or_time_moves_on(pipeline):
     once = fold(EMPTY, Interaction(id="e1", timestamp=NOW, user="u", item="i3", type="click"))
-    first = pipeline.taste("u", once, NOW)
-    assert pipeline.taste("u", once, NOW + 1) is first
+    first, profile_C = pipeline.known("u", once, NOW)
+    assert pipeline.known("u", once, NOW + 1)[0] is first
+    assert profile_C.sum() == pytest.approx(1)
     twice = fold(once, Interaction(id="e2", timestamp=NOW, user="u", item="i7", type="click"))
-    assert (pipeline.taste("u", twice, NOW).mean_K != first.mean_K).any()
-    assert pipeline.taste("v", once, NOW) is not first
-    assert pipeline.taste("u", once, NOW + MOMENT_MS) is not first
-    assert pipeline.taste("u", once, NOW + 5).mean_K.tolist() == make().taste("u", once, NOW + 9).mean_K.tolist()
+    assert (pipeline.known("u", twice, NOW)[0].mean_K != first.mean_K).any()
+    assert pipeline.known("v", once, NOW)[0] is not first
+    assert pipeline.known("u", once, NOW + MOMENT_MS)[0] is not first
+    assert pipeline.known("u", once, NOW + 5)[0].mean_K.tolist() == make().known("u", once, NOW + 9)[0].mean_K.tolist()
 
 
 def test_answers_move_the_slate_and_are_counted(pipeline):
