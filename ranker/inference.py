@@ -41,6 +41,8 @@ CACHED_ITEMS = 131_072
 WIDE = 1024
 #: kinds of acts kept per version before that cache starts anew
 KINDS = 4096
+#: slates, by their places and devices, whose tower is kept per version
+SLATES = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -157,6 +159,7 @@ class Inference:
         self._tower = BiasTower([objective.biased for objective in config.objectives])
         self._tower.load_state_dict({name: w[f"tower.{name}"] for name in self._tower.state_dict()})
         self._tower.eval()
+        self._towers: dict[tuple[bytes | int, ...], NDArray[np.float32]] = {}
         self._offset_T, self._scale_T = w["offset_T"].numpy(), w["scale_T"].numpy()
         self._typical_T = w["typical_T"]
         self._values = [place for place, objective in enumerate(config.objectives) if objective.kind == "value"]
@@ -317,9 +320,17 @@ class Inference:
         self, logits_NT: NDArray[np.float32], positions: NDArray[np.int32], request: Mapping[str, Value]
     ) -> NDArray[np.float32]:
         """Probabilities with the bias tower at the places where the items stood; -1 is unknown."""
-        codes = torch.tensor(self.encoder.device(request), dtype=torch.int64).expand(len(positions), -1)
-        tower_NT = self._tower(torch.from_numpy(np.asarray(positions, np.int64)), codes)
-        return self._chances(logits_NT + tower_NT.numpy())
+        codes = self.encoder.device(request)
+        # slates of one length on one device are most of what is asked
+        key = (np.asarray(positions, np.int64).tobytes(), *codes)
+        tower_NT = self._towers.get(key)
+        if tower_NT is None:
+            places = torch.from_numpy(np.asarray(positions, np.int64))
+            tower_NT = self._tower(places, torch.tensor(codes, dtype=torch.int64).expand(len(positions), -1)).numpy()
+            if len(self._towers) >= SLATES:
+                self._towers.clear()
+            self._towers[key] = tower_NT
+        return self._chances(logits_NT + tower_NT)
 
     def retrieve(self, taste: Taste, count: int) -> NDArray[np.int64]:
         """Catalogue rows by falling r(u, i)."""
