@@ -159,7 +159,7 @@ class Inference:
         self._tower = BiasTower([objective.biased for objective in config.objectives])
         self._tower.load_state_dict({name: w[f"tower.{name}"] for name in self._tower.state_dict()})
         self._tower.eval()
-        self._towers: dict[tuple[bytes | int, ...], NDArray[np.float32]] = {}
+        self._towers: dict[tuple[object, ...], NDArray[np.float32]] = {}
         self._offset_T, self._scale_T = w["offset_T"].numpy(), w["scale_T"].numpy()
         self._typical_T = w["typical_T"]
         self._values = [place for place, objective in enumerate(config.objectives) if objective.kind == "value"]
