@@ -50,7 +50,7 @@ class Recipe:
     dimensions: int = 8
     hidden: int = 64
     conditioning: Conditioning = "product"
-    steps: int = 400
+    steps: int = 800
     users: int = 128
     rate: float = 5e-3
     kl: float = 1e-4

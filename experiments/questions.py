@@ -164,8 +164,8 @@ def result(known: Grades, done: Sequence[tuple[Hits, Hits]], seeds: Sequence[int
     rows = [*_rows("accuracy", [log for log, _ in done]), *_rows("accuracy_total_orders", [two for _, two in done])]
     found = {(row.arm, row.metric): row for row in rows}
     disagree = found["pooled", "accuracy"].mean < 0.7
-    beats = not disagree or found["adaptive-10 - random-10", "accuracy"].low > 0
-    near = found["adaptive-10 - random-20", "accuracy"].low > NEAR
+    beats = not disagree or found["adaptive-10", "gain over random-10"].low > 0
+    near = found["adaptive-10", "gain over random-20"].low > NEAR
     return Result(
         name="questions",
         data=known.name,
@@ -173,7 +173,7 @@ def result(known: Grades, done: Sequence[tuple[Hits, Hits]], seeds: Sequence[int
         rows=tuple(rows),
         criterion="10 adaptive questions beat 10 random ones where pooled is under .7, by 4 points on total orders, "
         "and come within a point of 20 random ones",
-        holds=beats and near and found["adaptive-10 - random-10", "accuracy_total_orders"].low >= LEAD,
+        holds=beats and near and found["adaptive-10", "gain_total_orders over random-10"].low >= LEAD,
     )
 
 
@@ -181,7 +181,7 @@ def _rows(metric: str, seeds: Sequence[Hits]) -> list[Row]:
     rows = [grades.nested(arm, metric, [np.array(hits[arm]) for hits in seeds]) for arm in ARMS]
     for less in ("random-10", "random-20"):
         gaps = [np.subtract(hits["adaptive-10"], hits[less]) for hits in seeds]
-        rows.append(grades.nested(f"adaptive-10 - {less}", metric, gaps))
+        rows.append(grades.nested("adaptive-10", f"{metric.replace('accuracy', 'gain')} over {less}", gaps))
     return rows
 
 

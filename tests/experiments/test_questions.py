@@ -61,7 +61,7 @@ def test_the_result_names_every_arm_with_intervals_over_users_and_seeds(orders: 
         row = found.row(arm, "accuracy")
         assert row.low <= row.mean <= row.high
         assert row.n == 50
-    gap = found.row("adaptive-10 - random-10", "accuracy_total_orders")
+    gap = found.row("adaptive-10", "gain_total_orders over random-10")
     assert gap.mean == pytest.approx(np.mean(orders["adaptive-10"]) - np.mean(orders["random-10"]))
     assert report.to_json(found)
 
