@@ -20,7 +20,7 @@ Encode = Callable[[Sequence[str]], NDArray[np.floating]]
 
 #: a slip of the pen is at least this like the name that was meant, and the name at least so long
 SLIP, LONG = 0.8, 5
-#: a meaning is at least this near, chosen on the sentences of tests/ranker/test_wording.py
+#: a meaning is at least this near, chosen on the sentences of tests/ranker/test_sentences.py
 NEAR = 0.5
 #: longest name looked for, in words
 NAME = 5

@@ -3,8 +3,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranker import sentences
-from ranker.errors import ConfigError
 from ranker.vocabulary import KINDS, Phrase, Tags
 from ranker.wording import name_of, render, understand
 
@@ -112,40 +110,3 @@ def test_words_that_no_name_matches_are_matched_by_meaning_where_they_are_near()
     found = understand("nothing scary, purple", TAGS, encode=encode, near=0.8)
     assert [phrase.signed for phrase in found.phrases] == ["avoids genres=Horror"]
     assert found.unknown == ("purple",)
-
-
-#: what a person may write and what is meant; the threshold `NEAR` was chosen on these
-MEANT = {
-    "scary": "Horror",
-    "frightening monsters": "Horror",
-    "spaceships": "Sci-Fi",
-    "aliens and robots": "Sci-Fi",
-    "kissing": "Romance",
-    "detective": "Crime",
-    "gangsters": "Crime",
-    "soldiers": "War",
-    "singing and dancing": "Musical",
-    "kids": "Children's",
-    "magic": "Fantasy",
-    "suspense": "Thriller",
-    "quests": "Adventure",
-}
-UNRELATED = ("purple", "tax returns", "breakfast", "bicycle repair", "wifi password", "vegetables", "invoice", "asdf")
-
-
-@pytest.mark.skipif(not sentences.available(), reason="needs the extra `text`: pip install plurank[text]")
-@pytest.mark.filterwarnings("ignore")
-def test_the_sentence_encoder_finds_what_is_meant_and_nothing_in_the_unrelated():
-    encode = sentences.encoder()
-    right = sum(
-        {phrase.value for phrase in understand(text, TAGS, encode=encode).phrases} == {meant}
-        for text, meant in MEANT.items()
-    )
-    assert right >= 0.8 * len(MEANT)
-    assert all(not understand(text, TAGS, encode=encode).phrases for text in UNRELATED)
-
-
-@pytest.mark.skipif(sentences.available(), reason="the extra `text` is installed")
-def test_without_the_extra_the_encoder_says_how_to_get_it():
-    with pytest.raises(ConfigError, match=r"plurank\[text\]"):
-        sentences.encoder()
