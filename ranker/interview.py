@@ -50,8 +50,9 @@ REPEAT = 5
 SECOND = 0.25
 #: effective answers that are enough (PReF: ten questions)
 ANSWERS = 10.0
-#: nats; where the best question is expected to tell less than this, enough is known
-GAIN = 0.01
+#: nats; where the best question is expected to tell less than this, enough is known. A choice, tuned on nothing: on
+#: MovieLens-100K a newcomer's first question tells .35, her tenth .19, the first one after 50 acts .06
+GAIN = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

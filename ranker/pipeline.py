@@ -184,8 +184,8 @@ class Pipeline:
     def known(self, user: str, evidence: Evidence, now: int) -> "tuple[Taste, NDArray[np.float64]]":
         """The user's taste by this version and her interests, kept until new evidence comes.
 
-        Ages are as of the last full MOMENT_MS, so both depend on user, evidence and moment, never on what was asked
-        before.
+        Ages are as of the last full MOMENT_MS, or her newest event where that is later, so both depend on user,
+        evidence and moment, never on what was asked before.
 
         Shapes: interests (C,), zeros where nothing is known.
         """
@@ -198,7 +198,7 @@ class Pipeline:
             if kept is not None:
                 self._known.move_to_end(key)
                 return kept
-        now -= now % MOMENT_MS
+        now = max(now - now % MOMENT_MS, evidence.updated)  # an act of this moment counts
         found = self.inference.taste(evidence, now), self._profile(evidence, now)
         with self._lock:
             self._known[key] = found

@@ -239,6 +239,24 @@ def test_bad_requests_come_through_the_proxy_as_problems(running: Running) -> No
         assert stranger.send("POST", "/v1/rank", {"user": "ann", "items": ["a"]}).status == 401
 
 
+def test_a_person_is_asked_heard_and_forgotten_through_the_proxy(running: Running) -> None:
+    one = "/v1/users/nell%2F1"
+    with running.client() as client:
+        question = client.call("GET", f"{one}/question")["question"]
+        body = client.call("POST", f"{one}/answers", {"answers": [question["choices"][0]["answer"]]})
+        assert (body["user"], body["progress"]["answers"]) == ("nell/1", 1)
+        read = f"{one}/question?evidence_token={body['evidence_token']}"
+        assert client.call("GET", read)["question"]["items"] == body["question"]["items"]  # whichever replica answers
+        words = client.call("PUT", f"{one}/summary", {"text": "no horror", "evidence_token": body["evidence_token"]})
+        assert words["sentences"][-1] == "You avoid horror."
+        told = client.call("GET", f"{one}/taste?evidence_token={words['evidence_token']}")
+        assert (told["evidence"]["answers"], told["evidence"]["words"]) == (1, 1)
+        gone = client.call("DELETE", one)
+        after = {"user": "nell/1", "items": IDS, "evidence_token": gone["evidence_token"]}
+        assert set(client.call("POST", "/v1/rank", after)["evidence"].values()) == {0}
+        assert client.send("DELETE", "/v1/users/nell/1").status == 404
+
+
 def test_nothing_listens_beyond_loopback(running: Running) -> None:
     found = [place for pid in descendants(running.process.pid) for place in _listening(pid)]
     assert len(found) > 5

@@ -92,6 +92,9 @@ def test_a_taste_is_kept_until_evidence_or_time_moves_on(pipeline):
     first, profile_C = pipeline.known("u", once, NOW)
     assert pipeline.known("u", once, NOW + 1)[0] is first
     assert profile_C.sum() == pytest.approx(1)
+    # an act within the moment counts at once, in the interests too
+    just = fold(EMPTY, Interaction(id="e3", timestamp=NOW + 7, user="w", item="i3", type="click"))
+    assert pipeline.known("w", just, NOW + 9)[1].sum() == pytest.approx(1)
     twice = fold(once, Interaction(id="e2", timestamp=NOW, user="u", item="i7", type="click"))
     assert (pipeline.known("u", twice, NOW)[0].mean_K != first.mean_K).any()
     assert pipeline.known("v", once, NOW)[0] is not first
