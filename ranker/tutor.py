@@ -1,4 +1,4 @@
-"""Teaches a model to sum people up, in turns: which phrases to draw, and what they mean (PLUS, nam2025plus).
+"""Teaches a model to sum people up, in turns: which phrases to draw, and what they mean (PLUS, nam2026learning).
 
 Now and then a batch's people become lessons: each history as the phrases it could support, and her comparisons, which
 lie outside of it. The policy is moved by policy gradient, the meaning of phrases by likelihood (ranker/summary.py).
@@ -26,7 +26,7 @@ from ranker.vocabulary import Vocabulary
 #: steps of the learner between two lessons, and turns of each lesson
 EVERY, TURNS = 32, 2
 #: fewer people than this teach nothing; more are left out
-LEAST, MOST = 8, 64
+LEAST, MOST = 8, 32
 #: acts below which a history is too short to be summed up
 ACTS = 5
 #: tags' directions are read off so many items, the first of the catalogue
