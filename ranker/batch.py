@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ranker.catalogue import Catalogue, Item
-from ranker.comparisons import SHARES, places, said, wording
+from ranker.comparisons import place, said, wording
 from ranker.evidence import Answer
 from ranker.features import Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
 from ranker.reliability import Population, answer_weights
@@ -27,8 +27,8 @@ class Batch:
 
     Shapes: `bag_rows` index into `touched_V`; `*_numbers` have a line for each bag of their kind; `act_*_A` and
     `row_*_R` hold the item, kind and slate of each act and each shown row. `acted_R`: the user's acts include the item.
-    `times_U`: when each slate was shown, ms. `pair_one_P` and `pair_other_P` are rows; `pair_places_P2` says where the
-    two stood when they were asked about (-1 unknown), `pair_wording_P` in which words (-1 unknown).
+    `times_U`: when each slate was shown, ms. `pair_one_P` and `pair_other_P` are rows; `pair_first_P` is 0 where
+    the one was shown first when asked about, 1 where second, `pair_wording_P` says in which words (-1 unknown).
     """
 
     touched_V: Tensor
@@ -60,18 +60,17 @@ class Batch:
     pair_other_P: Tensor
     pair_share_P: Tensor
     pair_weight_P: Tensor
-    pair_places_P2: Tensor
+    pair_first_P: Tensor
     pair_wording_P: Tensor
 
 
 class Answered(NamedTuple):
-    """A slate's earlier answers: the items compared, how the answer fell, and how far it is believed."""
+    """A slate's earlier answers, and the batch's items that each compared."""
 
     slate: int
     one_A: NDArray[np.int64]
     other_A: NDArray[np.int64]
-    share_A: NDArray[np.float64]
-    weight_A: NDArray[np.float64]
+    answers: Sequence[Answer]
 
 
 def collate(
@@ -80,7 +79,7 @@ def collate(
     """The examples as one batch: each item embedded once, however often it is shown or remembered.
 
     Args:
-        population: by which answers are believed; the default population where it is None.
+        population: by which a new answer is believed; the default population where it is None.
 
     An item that the catalogue does not hold, or whose fields came with the ranking, is encoded on the spot.
     """
@@ -148,21 +147,18 @@ def collate(
         devices=torch.from_numpy(devices.reshape(len(examples), len(encoder.context))),
         labels_RT=torch.from_numpy(np.concatenate([e.labels_NT for e in examples])),
         mask_RT=torch.from_numpy(np.concatenate([e.mask_NT for e in examples])),
-        answered=_answered(told, asked_A2, population),
+        answered=_answered(told, asked_A2),
         **_pairs(examples, row_counts, population),
     )
 
 
-def _answered(
-    told: Sequence[Sequence[Answer]], asked_A2: NDArray[np.int64], population: Population
-) -> tuple[Answered, ...]:
+def _answered(told: Sequence[Sequence[Answer]], asked_A2: NDArray[np.int64]) -> tuple[Answered, ...]:
     found, start = [], 0
     for slate, answers in enumerate(told):
         stop = start + len(answers)
         if answers:
             one_A, other_A = asked_A2[start:stop].T
-            share_A = np.array([SHARES[answer.outcome] for answer in answers])
-            found.append(Answered(slate, one_A, other_A, share_A, answer_weights(answers, population)))
+            found.append(Answered(slate, one_A, other_A, answers))
         start = stop
     return tuple(found)
 
@@ -174,14 +170,14 @@ def _pairs(examples: Sequence[Example], row_counts: NDArray[np.int64], populatio
     for example, pair, _ in pairs:
         answer = pair.answer
         weights.append(1.0 if answer is None else answer_weights((*said(example.evidence), answer), population)[-1])
-        stood.append((-1, -1) if answer is None else places(answer))
+        stood.append(-1 if answer is None else place(answer))
         worded.append(-1 if answer is None else wording(answer))
     return {
         "pair_one_P": torch.tensor([start + pair.one for _, pair, start in pairs], dtype=torch.int64),
         "pair_other_P": torch.tensor([start + pair.other for _, pair, start in pairs], dtype=torch.int64),
         "pair_share_P": torch.tensor([pair.share for _, pair, _ in pairs], dtype=torch.float32),
         "pair_weight_P": torch.tensor(weights, dtype=torch.float32),
-        "pair_places_P2": torch.tensor(stood, dtype=torch.int64).reshape(-1, 2),
+        "pair_first_P": torch.tensor(stood, dtype=torch.int64),
         "pair_wording_P": torch.tensor(worded, dtype=torch.int64),
     }
 

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 #: places below this have a row each, deeper ones share rows by the doubling: position bias is smooth down there
 NEAR = 48
 PLACES = NEAR + 4 * 12
-#: codes of the wordings of a question: which of the two rather, or which to skip
-WORDINGS = {"rather": 0, "skip": 1}
 
 
 class BiasTower(nn.Module):
@@ -86,8 +84,7 @@ def framing(tower: BiasTower, first_R: Tensor, wording_R: Tensor, generator: tor
     logits. So the pair's logit is its margin of utility plus this, and the margin is learned without the framing.
 
     Shapes: first_R (R,), 0 where the preferred item was shown first, 1 where second, -1 unknown; wording_R (R,) a code
-    of WORDINGS, -1 unknown.
-
+    of
     Args:
         tower: of a single objective, which is biased.
         generator: draws the feature dropout while training, of both places together; none is dropped without it.

@@ -97,12 +97,10 @@ def skipped(example: Example, weights_T: NDArray[np.floating]) -> Example | None
     )
 
 
-def places(answer: Answer) -> tuple[int, int]:
-    """Where the preferred and the other item stood when they were shown: 0 first, 1 second, -1 unknown."""
+def place(answer: Answer) -> int:
+    """Where the preferred item stood when the two were shown: 0 first, 1 second, -1 unknown."""
     first = answer.condition.get("shown_first")
-    if first not in (answer.preferred, answer.over):
-        return -1, -1
-    return (0, 1) if first == answer.preferred else (1, 0)
+    return 0 if first == answer.preferred else 1 if first == answer.over else -1
 
 
 def wording(answer: Answer) -> int:

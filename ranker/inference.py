@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from ranker.bias import BiasTower
 from ranker.catalogue import Catalogue, Item
-from ranker.comparisons import SHARES, said
+from ranker.comparisons import said
 from ranker.config import Config
 from ranker.counters import Counters
 from ranker.errors import RegistryError
@@ -27,9 +27,8 @@ from ranker.evidence import Act, Answer, Evidence
 from ranker.features import AGES, Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
 from ranker.index import Index
 from ranker.mmoe import folding, mixed
-from ranker.model import Model, parts
-from ranker.questions import Asked, answers_factor
-from ranker.reliability import Population, answer_weights
+from ranker.model import Model, answers_of, parts
+from ranker.reliability import Population
 from ranker.summary import Space, Summariser, masked, words_factor
 from ranker.taste import Factor, Taste, fuse
 from ranker.vocabulary import Tags, Vocabulary
@@ -379,14 +378,8 @@ class Inference:
         base_NX[known] = side.tail_NX.numpy()[rows[known], : K + 1]
         if not known.all():
             base_NX[~known] = self._strangers(names, known)[1][:, : K + 1].numpy()
-        difference_AX = (base_NX[::2] - base_NX[1::2]).astype(np.float64)
-        asked = Asked(
-            differences_AK=difference_AX[:, :K],
-            offsets_A=difference_AX[:, K],
-            share_A=np.array([SHARES[answer.outcome] for answer in answers]),
-            weight_A=answer_weights(answers, self.population),
-        )
-        return answers_factor(before, asked)
+        difference_AX = base_NX[::2] - base_NX[1::2]
+        return answers_of(answers, difference_AX[:, :K], difference_AX[:, K], before, self.population)
 
     @torch.inference_mode()
     def _strangers(self, names: Sequence[str], known: NDArray[np.bool_]) -> tuple[Tensor, Tensor, Tensor]:

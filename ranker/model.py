@@ -13,23 +13,27 @@ batch, R shown rows, U slates, A acts.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.sparse import csr_array
 from torch import Tensor, nn
 from torch.nn import functional
 
 from ranker.batch import Batch
-from ranker.bias import BiasTower
+from ranker.bias import BiasTower, framing
+from ranker.comparisons import SHARES
 from ranker.config import Config
 from ranker.counters import COUNTS, Counters
+from ranker.evidence import Answer
 from ranker.features import ACTS, AGES, Encoder
 from ranker.mmoe import MMoE
 from ranker.questions import Asked, answers_factor
-from ranker.reliability import Population
+from ranker.reliability import Population, answer_weights
 from ranker.summary import Policy
 from ranker.taste import Factor, History, fuse
 
@@ -215,7 +219,7 @@ class Model(nn.Module):
             intercept_I=intercept_I,
             margin_P=margin_P,
             variance_P=variance_P,
-            framing_P=self._framing(batch, draws),
+            framing_P=framing(self.framing, batch.pair_first_P, batch.pair_wording_P, draws),
             pooled_P=pooled_P,
         )
 
@@ -232,15 +236,11 @@ class Model(nn.Module):
         with torch.no_grad():
             means, precisions = mean_UK.numpy(), precision_UK.numpy()
             phi, intercept = phi_IK.numpy(), intercept_I.numpy()
-            for slate, one_A, other_A, share_A, weight_A in batch.answered:
-                asked = Asked(
-                    differences_AK=(phi[one_A] - phi[other_A]).astype(np.float64),
-                    offsets_A=(intercept[one_A] - intercept[other_A]).astype(np.float64),
-                    share_A=share_A,
-                    weight_A=weight_A,
-                )
+            population = Population.from_array(self.get_buffer("reliability").numpy())
+            for slate, one_A, other_A, answers in batch.answered:
                 before = Factor(precisions[slate], precisions[slate] * means[slate])
-                after = fuse(before, [answers_factor(before, asked)])
+                differences_AK, offsets_A = phi[one_A] - phi[other_A], intercept[one_A] - intercept[other_A]
+                after = fuse(before, [answers_of(answers, differences_AK, offsets_A, before, population)])
                 shift_UK[slate] = torch.from_numpy(after.mean_K - means[slate])
                 covariances[slate] = torch.from_numpy(np.linalg.inv(after.precision_K))
         return mean_UK + shift_UK, covariances
@@ -266,18 +266,34 @@ class Model(nn.Module):
             pooled_P = difference_PK @ self.history.prior_mean_K + offset_P
         return margin_P, variance_P, pooled_P
 
-    def _framing(self, batch: Batch, draws: torch.Generator | None) -> Tensor:
-        codes_P1 = batch.pair_wording_P[:, None]
-        one_P, other_P = (self.framing(places_P, codes_P1)[:, 0] for places_P in batch.pair_places_P2.unbind(1))
-        found_P: Tensor = one_P - other_P
-        if draws is not None:
-            # both sides of a comparison are dropped together, or a tie would look like a preference
-            found_P = found_P * (torch.rand(len(found_P), generator=draws) >= self.framing.dropout)
-        return found_P
-
     def _note(self, logits_RT: Tensor) -> None:
         if len(logits_RT):
             self.get_buffer("typical_T").lerp_(logits_RT.mean(0), 0.01)
+
+
+def answers_of(
+    answers: Sequence[Answer],
+    differences_AK: NDArray[np.floating],
+    offsets_A: NDArray[np.floating],
+    before: Factor,
+    population: Population,
+) -> Factor:
+    """What answers add to `before`, each believed as far as it fits what all else says of this person.
+
+    Shapes: differences of base rewards (A, K) and of intercepts (A,), preferred less over.
+    """
+    wide_AK, offsets_A = np.asarray(differences_AK, np.float64), np.asarray(offsets_A, np.float64)
+    precision_KK = np.diag(before.precision) if before.precision.ndim == 1 else before.precision
+    covariance_KK = np.linalg.inv(precision_KK.astype(np.float64))
+    margins_A = offsets_A + wide_AK @ (covariance_KK @ before.information)
+    doubt_AA = wide_AK @ covariance_KK @ wide_AK.T
+    asked = Asked(
+        differences_AK=wide_AK,
+        offsets_A=np.asarray(offsets_A, np.float64),
+        share_A=np.array([SHARES[answer.outcome] for answer in answers]),
+        weight_A=answer_weights(answers, population, margins_A, doubt_AA),
+    )
+    return answers_factor(before, asked)
 
 
 def row_inputs(objectives: int) -> int:

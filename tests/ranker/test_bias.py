@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranker.bias import PLACES, WORDINGS, BiasTower, bucket, framing
+from ranker.bias import PLACES, BiasTower, bucket, framing
 
 
 def tower(biased: list[bool] | None = None) -> BiasTower:
@@ -149,7 +149,7 @@ def test_framing_recovers_first_shown_and_wording_and_the_tastes_without_them():
     rows, quality_I, tastes_UI = asked(np.random.default_rng(0))
     bias, with_I, with_UI = learned(rows, with_tower=True)
     _, without_I, _ = learned(rows, with_tower=False)
-    first_R, wording_R = torch.zeros(3, dtype=torch.int64), torch.tensor([WORDINGS["rather"], WORDINGS["skip"], -1])
+    first_R, wording_R = torch.zeros(3, dtype=torch.int64), torch.tensor([0, 1, -1])
     assert framing(bias, first_R, wording_R).tolist() == pytest.approx([0.8, -0.4, 0.6], abs=0.15)
     centred = [found - found.mean() for found in (quality_I, with_I, without_I)]
     error, naive = (np.abs(found - centred[0]).mean() for found in centred[1:])

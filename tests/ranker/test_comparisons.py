@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ranker.comparisons import answered, graded, places, said, skipped, wording
+from ranker.comparisons import answered, graded, place, said, skipped, wording
 from ranker.events import Comparison, Field, Interaction
 from ranker.evidence import Act, Answer, Evidence
 from ranker.slates import Compared, Example
@@ -110,9 +110,9 @@ def test_the_better_half_of_any_pair_earned_more_and_stood_lower(labels):
 
 def test_conditions_say_where_each_stood_and_in_which_words():
     told = Answer("a", "i", "j", 0, condition={"shown_first": "j", "wording": "skip"})
-    assert places(told) == (1, 0)
+    assert place(told) == 1
     assert wording(told) == wording(Answer("b", "x", "y", 0, condition={"wording": "skip"})) >= 0
-    assert places(Answer("a", "i", "j", 0)) == (-1, -1)
+    assert place(Answer("a", "i", "j", 0)) == -1
     assert wording(Answer("a", "i", "j", 0)) == -1
 
 
@@ -124,4 +124,4 @@ def test_what_says_nothing_is_not_said():
 def test_events_carry_their_condition_into_the_comparison():
     fields = [Field("shown_first", "j"), Field("wording", "rather")]
     event = Comparison(id="a", timestamp=7, user="u", preferred="i", over="j", fields=fields)
-    assert places(answered(event, Evidence(), 1).pairs[0].answer) == (1, 0)
+    assert place(answered(event, Evidence(), 1).pairs[0].answer) == 1
