@@ -36,7 +36,7 @@ DIMENSIONS, SCALES = 16, (0.25, 0.5, 1.0, 2.0)
 #: what is claimed: adaptive-10 above random-10 on total orders, and how far it may be below random-20
 LEAD, NEAR = 0.04, -0.01
 #: a total order of so many items, by a taste of so many base rewards
-ORDERED, AXES, SPREAD = 20, 10, 1.5
+ORDERED, AXES, SPREAD = 20, 6, 1.5
 
 Hits = dict[str, list[float]]
 
