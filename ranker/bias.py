@@ -84,7 +84,8 @@ def framing(tower: BiasTower, first_R: Tensor, wording_R: Tensor, generator: tor
     logits. So the pair's logit is its margin of utility plus this, and the margin is learned without the framing.
 
     Shapes: first_R (R,), 0 where the preferred item was shown first, 1 where second, -1 unknown; wording_R (R,) a code
-    of
+    of the words, -1 unknown.
+
     Args:
         tower: of a single objective, which is biased.
         generator: draws the feature dropout while training, of both places together; none is dropped without it.
