@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -378,12 +379,17 @@ def _user(request: Request) -> str:
 
     Raises:
         NotFound: there is a slash in it, so this is another route, and there is none.
-        RequestError: it is empty or too long.
+        RequestError: it is empty, too long or not UTF-8.
     """
-    user: str = request.path_params["id"]
-    sent = request.scope.get("raw_path", request.url.path.encode()).partition(b"?")[0]
-    if sent.count(b"/") != request.scope["path"].count("/") - user.count("/"):
+    sent: bytes = request.scope.get("raw_path") or quote(request.scope["path"]).encode()
+    slashes = request.scope["path"].count("/") - request.path_params["id"].count("/")
+    parts = sent.partition(b"?")[0].split(b"/")
+    if len(parts) - 1 != slashes:
         raise NotFound("route", request.url.path, "see /docs for the routes there are; write a slash in an id as %2F")
+    try:
+        user = unquote_to_bytes(parts[3]).decode()
+    except UnicodeDecodeError:
+        raise RequestError("user", parts[3].decode("ascii", "replace"), "write the id in UTF-8") from None
     if not 1 <= len(user) <= MAX_ID:
         raise RequestError("user", user, f"name a person by an id of 1 to {MAX_ID} characters")
     return user

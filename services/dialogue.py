@@ -28,7 +28,7 @@ class _Answer(Struct, frozen=True, kw_only=True):
 # -- questions -------------------------------------------------------------------------------------------------
 
 
-class Given(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Given(Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """One answer, or the `undo` of an earlier one by its id. Send a choice's `answer` as it stands.
 
     `preferred` is the item that the person would rather have, whatever the wording; it goes with that outcome alone.

@@ -220,6 +220,28 @@ def test_words_move_the_ranking_the_stated_way(running: Running) -> None:
     assert place_of(after, "drama") > place_of(start, "drama")
 
 
+def test_a_history_is_told_and_what_is_struck_of_it_no_longer_counts(running: Running) -> None:
+    client, now = running.client, int(time.time() * 1000)
+    start = running.rank("hugo")
+    genre = max(GENRES, key=lambda one: place_of(start, one))
+    liked = [item for item in IDS if genre_of(item) == genre][:6]
+    acts = [
+        {"event": "interaction", "id": f"h{n}", "timestamp": now, "user": "hugo", "item": item, "type": "like"}
+        for n, item in enumerate(liked)
+    ]
+    token = client.call("POST", "/v1/feedback", acts)["evidence_token"]
+    known = running.rank("hugo", token)
+    assert place_of(known, genre) < place_of(start, genre)
+    told = client.call("GET", f"/v1/users/hugo/summary?evidence_token={token}")
+    assert (f"genres={genre}", "likes", "history") in {
+        (one["key"], one["sign"], one["source"]) for one in told["phrases"]
+    }
+    struck = client.call("PUT", "/v1/users/hugo/summary", {"struck": [f"likes genres={genre}"]})
+    after = running.rank("hugo", struck["evidence_token"])
+    assert after["evidence"] == {"history": 0, "answers": 0, "words": 1}
+    assert place_of(after, genre) > place_of(known, genre)
+
+
 def test_a_forgotten_person_is_a_newcomer_whatever_is_read_again(running: Running) -> None:
     client = running.client
     newcomer = rewards_of(running.rank("finn"))

@@ -125,7 +125,7 @@ class Service:
     """A replica on fakes and an HTTP client for it."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        self.settings = Settings(config=config, state=str(folder), evidence_wait=0.05, log_wait=0.3, queue_limit=50)
+        self.settings = Settings(config=config, state=str(folder), evidence_wait=0.05, log_wait=1.0, queue_limit=50)
         self.registry = Registry(self.settings.registry_dir)
         self.store = FakeStore()
         self.log = FakeLog(self.store)

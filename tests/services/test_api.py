@@ -320,7 +320,7 @@ def test_a_log_that_does_not_answer_is_503_within_the_wait(service: Service) -> 
     service.log.slow = True
     begun = time.monotonic()
     assert_problem(service.call("POST", "/v1/feedback", [click(n) for n in range(3)]), 503, "log")
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 3.0
 
 
 # -- reading one's own writes, and what is missing -------------------------------------------------------------

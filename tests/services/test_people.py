@@ -1,10 +1,13 @@
 """services/people.py through HTTP: questions and answers, the taste, being forgotten, and every kind of bad input."""
 
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from ranker import events, evidence
@@ -29,7 +32,7 @@ def reply(service: Service, *answers: dict[str, Any], user: str = "ann", scope: 
     return service.call("POST", f"/v1/users/{user}/answers", {"answers": list(answers)}, scope=scope)
 
 
-def given(service: Service, *answers: dict[str, Any]) -> dict[str, Any]:
+def send(service: Service, *answers: dict[str, Any]) -> dict[str, Any]:
     answer = reply(service, *answers)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
@@ -58,7 +61,7 @@ def test_a_question_says_all_that_a_page_needs(service: Service) -> None:
 def test_each_choice_can_be_sent_as_it_stands(service: Service) -> None:
     question = ask(service)["question"]
     for choice in question["choices"]:
-        body = given(service, choice["answer"])
+        body = send(service, choice["answer"])
         assert body["results"][0]["status"] == "accepted"
         event = service.log.events[-1]
         assert isinstance(event, Comparison)
@@ -81,14 +84,14 @@ def test_what_a_person_would_skip_is_not_what_she_prefers(service: Service) -> N
     first, second = (item["id"] for item in question["items"])
     assert [choice["answer"]["preferred"] for choice in question["choices"][:2]] == [second, first]
     assert question["text"] == "Which of these two would you rather skip?"
-    given(service, {"question": name, "preferred": "i1"})
+    send(service, {"question": name, "preferred": "i1"})
     assert isinstance(event := service.log.events[-1], Comparison)
     assert (event.preferred, event.over) == ("i1", "i0")
 
 
 def test_the_reply_holds_the_next_question_with_the_answer_counted(service: Service) -> None:
     first = ask(service)["question"]
-    body = given(service, first["choices"][0]["answer"])
+    body = send(service, first["choices"][0]["answer"])
     assert body["progress"]["answers"] == 1
     assert body["progress"]["uncertainty"] < 1
     assert body["question"]["number"] == 2
@@ -109,7 +112,7 @@ def test_ten_answers_move_the_ranking_and_ask_one_pair_again(service: Service) -
         again += question["again"]
         comedy = [choice for choice, item in zip(question["choices"], question["items"], strict=False)
                   if "comedy" in item["fields"]["genres"]]  # fmt: skip
-        body = given(service, (comedy or question["choices"])[0]["answer"])
+        body = send(service, (comedy or question["choices"])[0]["answer"])
     assert again == 2
     assert body["progress"]["answers"] == 10
     after = service.call("POST", "/v1/rank", {**RANK, "evidence_token": body["evidence_token"]}).json()
@@ -120,12 +123,12 @@ def test_ten_answers_move_the_ranking_and_ask_one_pair_again(service: Service) -
 def test_a_repeated_request_counts_once_and_a_changed_mind_replaces(service: Service) -> None:
     question = ask(service)["question"]
     one, other = (choice["answer"] for choice in question["choices"][:2])
-    first = given(service, one)["results"][0]
-    second = given(service, one)
+    first = send(service, one)["results"][0]
+    second = send(service, one)
     assert second["results"] == [{"index": 0, "status": "known", "id": first["id"]}]
     assert second["evidence_token"] is None
     assert len(service.log.events) == 1
-    third = given(service, other)["results"][0]
+    third = send(service, other)["results"][0]
     assert third["replaces"] == first["id"]
     assert [answer.id for answer in service.store.users["ann"].answers] == [third["id"]]
 
@@ -133,28 +136,28 @@ def test_a_repeated_request_counts_once_and_a_changed_mind_replaces(service: Ser
 def test_an_answer_is_taken_back_and_may_be_given_again(service: Service) -> None:
     start = ask(service)
     answer = start["question"]["choices"][0]["answer"]
-    name = given(service, answer)["results"][0]["id"]
-    body = given(service, {"undo": name})
+    name = send(service, answer)["results"][0]["id"]
+    body = send(service, {"undo": name})
     assert body["results"] == [{"index": 0, "status": "undone", "id": name}]
     assert body["progress"] == start["progress"]
     assert body["question"]["items"] == start["question"]["items"]
     assert service.store.users["ann"].answers == ()
-    again = given(service, answer)["results"][0]
+    again = send(service, answer)["results"][0]
     assert again["status"] == "accepted"
     assert again["id"] != name
     assert [one.id for one in service.store.users["ann"].answers] == [again["id"]]
-    assert given(service, {"undo": again["id"]})["progress"]["answers"] == 0
+    assert send(service, {"undo": again["id"]})["progress"]["answers"] == 0
 
 
 def test_a_pair_asked_again_on_purpose_counts_a_second_time(service: Service) -> None:
     body = ask(service)
     while not body["question"]["again"]:
-        body = given(service, body["question"]["choices"][0]["answer"])
+        body = send(service, body["question"]["choices"][0]["answer"])
     answer = body["question"]["choices"][0]["answer"]
     count = len(service.store.users["ann"].answers)
-    given(service, answer)
+    send(service, answer)
     assert len(service.store.users["ann"].answers) == count + 1
-    assert given(service, answer)["results"][0]["status"] == "known"
+    assert send(service, answer)["results"][0]["status"] == "known"
     assert len(service.store.users["ann"].answers) == count + 1
 
 
@@ -167,12 +170,28 @@ def test_several_answers_come_in_one_request(service: Service) -> None:
         for n in range(4)
     ]
     answers = [{"question": name, "preferred": f"i{n}"} for n, name in enumerate(names)]
-    body = given(service, *answers)
+    body = send(service, *answers)
     assert [taken["index"] for taken in body["results"]] == [0, 1, 2, 3]
     assert body["progress"]["answers"] == 4
     assert body["evidence_token"]
-    body = given(service, {"undo": body["results"][3]["id"]}, answers[3], answers[3])
+    body = send(service, {"undo": body["results"][3]["id"]}, answers[3], answers[3])
     assert [taken["status"] for taken in body["results"]] == ["undone", "accepted", "known"]
+
+
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=5), st.uuids())
+def test_whatever_is_answered_taking_it_all_back_leaves_a_newcomer(
+    service: Service, picks: list[int], user: uuid.UUID
+) -> None:
+    start = body = ask(service, str(user))
+    taken = []
+    for pick in picks:
+        body = reply(service, body["question"]["choices"][pick]["answer"], user=str(user)).json()
+        taken.append({"undo": body["results"][0]["id"]})
+    assert body["progress"]["answers"] == sum(pick < 4 for pick in picks)
+    body = reply(service, *taken, user=str(user)).json()
+    assert body["progress"] == start["progress"]
+    assert body["question"]["items"] == start["question"]["items"]
 
 
 # -- bad answers -----------------------------------------------------------------------------------------------
@@ -252,7 +271,7 @@ def test_an_answer_needs_the_log_but_a_question_does_not(service: Service) -> No
 def test_without_the_store_answers_are_taken_and_undone_later(service: Service) -> None:
     good = ask(service)["question"]["choices"][0]["answer"]
     service.store.away = True
-    body = given(service, good)
+    body = send(service, good)
     assert (body["degraded"], body["progress"]["answers"]) == (True, 1)
     assert "store" in body["reason"]
     assert_problem(reply(service, {"undo": body["results"][0]["id"]}), 503, "undo")
@@ -267,7 +286,7 @@ def test_before_the_first_version_there_is_nothing_to_ask(empty: Service) -> Non
 
 
 def test_a_read_may_wait_for_a_write_and_knows_no_other_parameter(service: Service) -> None:
-    token = given(service, ask(service)["question"]["choices"][0]["answer"])["evidence_token"]
+    token = send(service, ask(service)["question"]["choices"][0]["answer"])["evidence_token"]
     for path in ("question", "taste", "summary"):
         body = service.call("GET", f"{ANN}/{path}?evidence_token={token}").json()
         assert not body["degraded"]
@@ -281,29 +300,32 @@ def test_a_read_may_wait_for_a_write_and_knows_no_other_parameter(service: Servi
 # -- who is meant ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("user", ["a%2Fb", "caf%C3%A9 9", "x" * 512, "a%3Fb", "question"])
-def test_any_id_can_be_a_person(service: Service, user: str) -> None:
-    body = ask(service, user)
-    given = service.call("POST", f"/v1/users/{user}/answers", {"answers": [body["question"]["choices"][0]["answer"]]})
-    assert given.status_code == 200
-    assert service.log.events[-1].user == body["user"]  # type: ignore[union-attr]
-    assert service.call("DELETE", f"/v1/users/{user}").json()["removed"]["answers"] == 1
+def test_any_id_can_be_a_person(service: Service) -> None:
+    for user in ("a%2Fb", "caf%C3%A9 9", "x" * 512, "a%3Fb", "question"):
+        body = ask(service, user)
+        answer = body["question"]["choices"][0]["answer"]
+        taken = service.call("POST", f"/v1/users/{user}/answers", {"answers": [answer]})
+        assert taken.status_code == 200
+        assert service.log.events[-1].user == body["user"]  # type: ignore[union-attr]
+        assert service.call("DELETE", f"/v1/users/{user}").json()["removed"]["answers"] == 1
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("GET", "/v1/users//question", 422),
-        ("DELETE", "/v1/users/", 422),
-        ("GET", f"/v1/users/{'x' * 513}/question", 422),
-        ("DELETE", "/v1/users/ann/question", 404),
-        ("GET", "/v1/users/ann/b/question", 404),
-        ("GET", "/v1/users/ann", 405),
-        ("POST", "/v1/users/ann/taste", 405),
-    ],
+NOBODY = (
+    ("GET", "/v1/users//question", 422),
+    ("DELETE", "/v1/users/", 422),
+    ("GET", f"/v1/users/{'x' * 513}/question", 422),
+    ("GET", "/v1/users/%FF/question", 422),
+    ("DELETE", "/v1/users/%C3%28", 422),
+    ("DELETE", "/v1/users/ann/question", 404),
+    ("GET", "/v1/users/ann/b/question", 404),
+    ("GET", "/v1/users/ann", 405),
+    ("POST", "/v1/users/ann/taste", 405),
 )
-def test_a_path_that_names_nobody_is_a_problem(service: Service, method: str, path: str, status: int) -> None:
-    assert_problem(service.call(method, path), status)
+
+
+def test_a_path_that_names_nobody_is_a_problem(service: Service) -> None:
+    for method, path, status in NOBODY:
+        assert_problem(service.call(method, path), status)
     assert service.log.events == []
 
 
@@ -427,7 +449,7 @@ def test_a_taste_is_told_by_items_and_interests_against_the_population(service: 
     assert all(direction["certainty"] == 0.5 for direction in new["directions"])
     body = ask(service)
     for _ in range(6):
-        body = given(service, body["question"]["choices"][0]["answer"])
+        body = send(service, body["question"]["choices"][0]["answer"])
     told = service.call("GET", f"{ANN}/taste", scope="rank").json()
     assert told["evidence"]["answers"] == 6
     assert told["uncertainty"] == pytest.approx(body["progress"]["uncertainty"])
@@ -464,7 +486,7 @@ def test_no_route_tells_a_persons_group(service: Service) -> None:
 
 def test_a_forgotten_person_is_a_newcomer(service: Service) -> None:
     newcomer = service.call("POST", "/v1/rank", {**RANK, "calibration": 0}).json()
-    given(service, ask(service)["question"]["choices"][0]["answer"])
+    send(service, ask(service)["question"]["choices"][0]["answer"])
     service.call("POST", "/v1/feedback", click())
     body = service.call("DELETE", ANN).json()
     assert body["removed"] == {"history": 1, "answers": 1, "words": 0, "fields": 0}
