@@ -35,6 +35,8 @@ HELD_OUT, HISTORY = 150, 50
 FEATURES = 8
 #: the prior of the exact posterior is the learned one or an empirical-Bayes one, times one of these
 SCALES = (0.5, 1.0, 2.0)
+#: cuts of validation people that choices rest on
+VALIDATED = 600
 #: variances above which a dimension counts as active
 THRESHOLDS = {"active_units": 0.005, "active_units_0.1": 0.1}
 
@@ -176,21 +178,28 @@ class Cut:
 
 
 def cut(known: Grades, seed: int, *, width: int = FEATURES, ridge: float = 40.0, sample: int = 600) -> Cut:
-    """70 % of users to train, of which 15 % to validate, 30 % to test: judged are those with enough grades."""
+    """70 % of users to train, of which 15 % to validate, 30 % to test: judged are those with enough grades.
+
+    Where validation people are few, each is cut several times.
+    """
     rng = np.random.default_rng(seed)
     seen, test = grades.split(len(known), seed)
     train, validation = (seen[part] for part in grades.split(len(seen), seed, test=0.15))
     items_IF, own = encoder.features(known, train, width, ridge=ridge)
     graded = encoder.table([known.values[user] for user in train], own)
-    found = [[person(own[row], known.values[user], known.apart, rng) for row, user in enumerate(train[:sample])]]
-    for part in (validation, test):
-        found.append([person(items_IF[known.items[user]], known.values[user], known.apart, rng) for user in part])
-    return Cut(graded, *([one for one in people if _enough(one)] for people in found))
+    often = np.repeat(validation, max(1, VALIDATED // len(validation)))
+    found = [
+        [person(own[row], known.values[user], known.apart, rng) for row, user in enumerate(train[:sample])],
+        [person(items_IF[known.items[user]], known.values[user], known.apart, rng) for user in often],
+        [person(items_IF[known.items[user]], known.values[user], known.apart, rng) for user in test],
+    ]
+    least = (8, 8, CONTEXTS[-1])
+    return Cut(graded, *([one for one in part if _enough(one, n)] for part, n in zip(found, least, strict=True)))
 
 
-def _enough(one: Person) -> bool:
-    """Whether there are as many comparisons and graded items as the arms are named after."""
-    return len(one.held) > 0 and min(len(one.pairs), len(one.items)) >= CONTEXTS[-1]
+def _enough(one: Person, least: int) -> bool:
+    """Whether there are so many comparisons and graded items: of test people as many as the arms are named after."""
+    return len(one.held) > 0 and min(len(one.pairs), len(one.items)) >= least
 
 
 def measured(known: Grades, seed: int, recipe: Recipe, *, width: int = FEATURES) -> tuple[Hits, Facts]:
