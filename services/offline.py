@@ -2,7 +2,6 @@
 
 import getpass
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +19,7 @@ from services.settings import Settings
 
 # what needs torch is imported where it is used: `up` reads logs and configurations by this file and stays small
 if TYPE_CHECKING:
-    from ranker.golden import Case
     from ranker.heldout import Split
-    from ranker.join import Joiner
     from ranker.registry import Registry
 
 MOVIELENS, SYNTHETIC = "ml-100k", "synthetic"
@@ -123,7 +120,7 @@ def first_version(
     from ranker.average import Average
     from ranker.counters import uncount
     from ranker.gate import Verdict
-    from ranker.golden import Golden
+    from ranker.golden import Golden, made_up
     from ranker.join import Joiner
     from ranker.learner import Learner, train
 
@@ -161,7 +158,7 @@ def first_version(
         raise DataError(data, "no events", "name a log that holds events")
     facts = {"data": data, "events": seen, "epochs": epochs, "items": len(joiner.catalogue), "skipped": skipped}
     weights = average.weights(learner.weights())
-    golden = Golden.record(config, weights, joiner.catalogue, _cases(joiner))
+    golden = Golden.record(config, weights, joiner.catalogue, made_up(config, joiner.catalogue, joiner.now))
     version = registry.save(weights, config, metrics={"training": facts}, golden=golden, parent=None)
     if registry.current() is None:
         registry.promote(version, Verdict("pass", ("nothing was served before",)), who=f"{getpass.getuser()} (train)")
@@ -169,14 +166,6 @@ def first_version(
     else:
         console.print(f"saved {version}; `plurank models promote {version} --force` serves it")
     return version, facts
-
-
-def _cases(joiner: "Joiner") -> "Iterator[Case]":
-    from ranker.golden import CASES, ITEMS, Case
-
-    items = [item.id for item in islice(joiner.catalogue.items, ITEMS)]
-    for evidence in islice((e for e in joiner.evidence.values() if e.history), CASES):
-        yield Case(evidence, {}, items, joiner.now)
 
 
 def evaluate(
