@@ -6,8 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ranker import config, datasets, evaluation, events
+from ranker import config, datasets, evaluation, events, heldout
+from ranker.baselines import popularity
 from ranker.config import parse
+from ranker.counters import uncount
 from ranker.errors import DataError, RequestError
 from ranker.events import Shown
 
@@ -73,13 +75,26 @@ def test_a_missing_log_is_a_data_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-def test_on_movielens_the_full_model_beats_popularity_over_warm_users() -> None:
+def test_on_movielens_the_full_model_beats_popularity_over_people_with_history() -> None:
+    """The shipped configuration, all ratings, one pass as `plurank train` does by default, the last fifth of each user.
+
+    Measured with training seeds 0 to 4: the lead in NDCG@10 is .037 to .040, its lower bounds over 908 users .026 to
+    .029. The bounds below leave more than half of that for other machines and for changes that mean no harm; a change
+    that falls under them has cost something. Nothing about the setting was searched for.
+    """
     try:
         movielens = datasets.movielens()
     except DataError as error:
         pytest.skip(f"MovieLens-100K cannot be had here: {error}")
     shipped = config.load(Path(__file__).parents[2] / "deploy" / "movielens.toml")
-    found = evaluation.evaluate_log(lambda: movielens.events(np.arange(50_000)), shipped, data="ml-100k", passes=2)
-    lead = found.find("full - popularity", "ndcg@10", "warm")
-    assert lead is not None
-    assert lead.low > 0
+    splitter = heldout.Splitter(movielens.events, "user", 0.2)
+    parts = heldout.divide(shipped, movielens.events, splitter)
+    weights = heldout.learned(shipped, movielens.events, splitter, passes=1)
+    uncount(weights)
+    full = heldout.by_model(shipped, weights, parts.catalogue, range(len(shipped.objectives)))
+    popular = heldout.by_item(parts, popularity(parts.seen))
+    rows = heldout.compare(shipped, parts.cases, {"full": [full], "popularity": [popular]}, seed=0)
+    lead = next(row for row in rows if (row.arm, row.metric) == ("full - popularity", "ndcg@10"))
+    assert lead.n > 900
+    assert lead.mean > 0.015
+    assert lead.low > 0.005
