@@ -64,6 +64,7 @@ def test_the_result_names_every_arm_and_judges_by_intervals(found: tuple[taste.H
     result = taste.result(two_sided(), [taste.Found(found[0], groups, found[1])], (0,))
     arms = {row.arm for row in result.rows if row.metric == "accuracy"}
     assert arms >= {"pooled", "context-2", "context-8", "context-20", "laplace-8", "laplace-20", "history", "product"}
+    assert arms >= {"history-8", "product-long", "film-8", "swap-guided-8"}
     assert result.row("history", "active_units").n == 1
     assert report.to_json(result)
 
