@@ -1,8 +1,8 @@
 """A newcomer who clicks three films of one genre sees that genre rise in her next ranking of the same list.
 
-The weights are learned here, on real ratings; nearly all of the rise comes from the calibrated rerank, which reads three
-clicks as an interest at once (2.3 to 2.5 places of 30; the learned taste alone .0 to .1, docs/experiments.md). That the
-next answer comes within a second, through HTTP, Kafka and Valkey, is held by tests/e2e/test_service.py.
+The weights are learned here, on real ratings; nearly all of the rise comes from the calibrated rerank, which reads
+three clicks as an interest at once (2.3 to 2.5 places of 30; the learned taste alone .0 to .1, docs/experiments.md).
+That the next answer comes within a second, through HTTP, Kafka and Valkey, is held by tests/e2e/test_service.py.
 """
 
 import random
