@@ -41,18 +41,17 @@ def graded(event: Interaction, evidence: Evidence, objectives: int) -> Example |
     """A grade against an earlier one, which the event's own name draws; None where no other grade differs."""
     if event.value is None:
         return None
-    others = [
-        act
-        for act in evidence.history
-        if act.type == event.type and act.value not in (None, event.value) and act.item != event.item
-    ]
-    if not others:
-        return None
-    other = others[zlib.crc32(f"{event.user}\0{event.item}".encode("utf-8", "surrogatepass")) % len(others)]
-    better = event.value > (other.value or 0.0)
-    items = (event.item, other.item) if better else (other.item, event.item)
-    context = replace(evidence, history=tuple(act for act in evidence.history if act is not other))
-    return _example(event, context, items, objectives, Compared(0, 1, 1.0))
+    history = evidence.history
+    draw = zlib.crc32(f"{event.user}\0{event.item}".encode("utf-8", "surrogatepass"))
+    # the first that can be compared, from a drawn place on and around
+    for place in (*range(draw % max(len(history), 1), len(history)), *range(draw % max(len(history), 1))):
+        other = history[place]
+        if other.type != event.type or other.value is None or other.value == event.value or other.item == event.item:
+            continue
+        items = (event.item, other.item) if event.value > other.value else (other.item, event.item)
+        context = replace(evidence, history=history[:place] + history[place + 1 :])
+        return _example(event, context, items, objectives, Compared(0, 1, 1.0))
+    return None
 
 
 def skipped(example: Example, weights_T: NDArray[np.floating]) -> Example | None:

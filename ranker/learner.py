@@ -521,7 +521,8 @@ def _nothing(config: Config) -> StepReport:
 def train(events: Iterable[Event], learner: Learner, joiner: Joiner, *, rows: int = 2048) -> Iterator[StepReport]:
     """Learn a log in its order, a step each time about `rows` rows became learnable; closes every slate at its end.
 
-    The log is streamed, of any size. For several epochs call it again with a new joiner.
+    The log is streamed, of any size. For several passes call it again with a new joiner and after
+    `counters.uncount`, or the counts of one pass would tell the next its labels.
 
     Args:
         joiner: with `opening`, counts are as they were when a slate was shown, as they are in serving.
