@@ -17,6 +17,7 @@ GROUPS: dict[str, list[dict[str, Any]]] = {
     group["name"]: group["rules"] for group in yaml.safe_load(RULES.read_text())["groups"]
 }
 ALERTS = [rule for rules in GROUPS.values() for rule in rules if "alert" in rule]
+RECORDED = [rule for rules in GROUPS.values() for rule in rules if "record" in rule]
 
 
 def promtool(*arguments: object) -> None:
@@ -63,6 +64,6 @@ def test_the_windows_are_the_same_rules():
     assert of("5m") == of("1h") == of("1d")
 
 
-@pytest.mark.parametrize("rule", [rule for rules in GROUPS.values() for rule in rules], ids=lambda rule: rule["expr"])
+@pytest.mark.parametrize("rule", RECORDED + ALERTS, ids=lambda rule: rule.get("record") or rule["alert"])
 def test_a_rule_reads_only_what_the_processes_show(rule):
     assert unknown(rule["expr"]) == []
