@@ -27,7 +27,7 @@ from ranker.evidence import Act, Answer, Evidence
 from ranker.features import AGES, Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
 from ranker.index import Index
 from ranker.mmoe import folding, mixed
-from ranker.model import Model, answers_of, parts
+from ranker.model import Model, answers_of, beside_answers, parts
 from ranker.reliability import Population
 from ranker.summary import Space, Summariser, masked, words_factor
 from ranker.taste import Factor, Taste, fuse
@@ -226,7 +226,7 @@ class Inference:
         taste = fuse(self.prior, factors)
         answers = said(evidence)
         if answers:
-            before = Factor(taste.precision_K, _information(taste))
+            before = beside_answers(self.prior, Factor(taste.precision_K, _information(taste)))
             taste = fuse(before, [self._answered(before, answers)])
         written = len(words.likes) + len(words.avoids) + len(words.struck)
         if written:

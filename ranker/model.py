@@ -35,7 +35,11 @@ from ranker.mmoe import MMoE
 from ranker.questions import Asked, answers_factor
 from ranker.reliability import Population, answer_weights
 from ranker.summary import Policy
-from ranker.taste import Factor, History, fuse
+from ranker.taste import Factor, History, Temper, fuse, tempered
+
+#: variance, in units of the prior's, by which the encoder is wrong however long a history: chosen among none, scalars
+#: and residuals by the surprise of validation people (docs/experiments.md, taste)
+DOUBT = 0.3
 
 
 class _Bags(torch.autograd.Function):
@@ -237,8 +241,10 @@ class Model(nn.Module):
             means, precisions = mean_UK.numpy(), precision_UK.numpy()
             phi, intercept = phi_IK.numpy(), intercept_I.numpy()
             population = Population.from_array(self.get_buffer("reliability").numpy())
+            prior_K, prior_mean_K = (part.numpy() for part in self.history.prior())
+            prior = Factor(prior_K, prior_K * prior_mean_K)
             for slate, one_A, other_A, answers in batch.answered:
-                before = Factor(precisions[slate], precisions[slate] * means[slate])
+                before = beside_answers(prior, Factor(precisions[slate], precisions[slate] * means[slate]))
                 differences_AK, offsets_A = phi[one_A] - phi[other_A], intercept[one_A] - intercept[other_A]
                 after = fuse(before, [answers_of(answers, differences_AK, offsets_A, before, population)])
                 shift_UK[slate] = torch.from_numpy(after.mean_K - means[slate])
@@ -269,6 +275,16 @@ class Model(nn.Module):
     def _note(self, logits_RT: Tensor) -> None:
         if len(logits_RT):
             self.get_buffer("typical_T").lerp_(logits_RT.mean(0), 0.01)
+
+
+def beside_answers(prior: Factor, known: Factor) -> Factor:
+    """Prior and history as they count beside answers: the same mean, held less firmly (DOUBT).
+
+    Shapes: (K,) each; `known` is the fused posterior, not the factor alone.
+    """
+    history = Factor(known.precision - prior.precision, known.information - prior.information)
+    weaker = tempered(prior, history, Temper(residual_K=DOUBT / prior.precision))
+    return Factor(prior.precision + weaker.precision, prior.information + weaker.information)
 
 
 def answers_of(
