@@ -3,13 +3,14 @@
 Axes: N items or rows, U users (or slates), R bootstrap rounds, B bins, C categories. Keys in docs/references.bib.
 """
 
-from collections.abc import Collection
+import warnings
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import xlogy
-from scipy.stats import rankdata
+from scipy.stats import DegenerateDataWarning, bootstrap, rankdata
 
 Floats = NDArray[np.float64]
 #: probabilities are kept this far from 0 and 1 before a logarithm
@@ -207,6 +208,101 @@ class Interval:
     low: float
     high: float
     n: int
+
+
+def jain(values_U: ArrayLike) -> float:
+    """Jain's index of equal shares, (sum a)^2 / (U sum a^2): 1 all equal, 1/U one has all; nan where nobody has any.
+
+    Source: jain1984quantitative.
+
+    Example:
+        >>> jain([0.5, 0.5]), jain([1, 0, 0, 0])
+        (1.0, 0.25)
+    """
+    values = np.asarray(values_U, np.float64)
+    squares = float(values @ values)
+    return float(values.sum()) ** 2 / (len(values) * squares) if squares > 0 else float("nan")
+
+
+def worst_mean(values_U: ArrayLike, share: float = 0.1) -> float:
+    """CVaR: the mean over the worst-served share of users, whole users only and at least one; nan without users.
+
+    Source: rockafellar2000optimization.
+
+    Example:
+        >>> worst_mean([0.9, 0.1, 0.5, 0.7], 0.5)
+        0.3
+    """
+    values = np.sort(np.asarray(values_U, np.float64))
+    return float(values[: max(1, round(share * len(values)))].mean()) if values.size else float("nan")
+
+
+def rank_correlation(one_U: ArrayLike, other_U: ArrayLike) -> float:
+    """Spearman's: Pearson's correlation of the mean ranks; nan where either never varies.
+
+    Equals `scipy.stats.spearmanr` without its warning on constants and without its p-value.
+
+    Example:
+        >>> round(rank_correlation([1, 2, 3], [10, 20, 15]), 6)
+        0.5
+    """
+    ranks_2U = np.stack([rankdata(np.asarray(values, np.float64)) for values in (one_U, other_U)])
+    apart_2U = ranks_2U - ranks_2U.mean(1, keepdims=True)
+    lengths = np.sqrt((apart_2U**2).sum(1))
+    return float(apart_2U[0] @ apart_2U[1] / lengths.prod()) if lengths.all() else float("nan")
+
+
+#: how unequally users are served: of each one's accuracy (U,) and of how many share her preferences (U,)
+UNFAIRNESS: dict[str, Callable[[Floats, Floats], float]] = {
+    "std": lambda accuracy_U, _: float(accuracy_U.std()),
+    "gini": lambda accuracy_U, _: gini(accuracy_U),
+    "jain": lambda accuracy_U, _: jain(accuracy_U),
+    "cvar10": lambda accuracy_U, _: worst_mean(accuracy_U),
+    "spearman_support": rank_correlation,
+}
+
+
+def unfairness(
+    accuracy_U: ArrayLike,
+    support_U: ArrayLike,
+    *,
+    generator: np.random.Generator,
+    level: float = 0.95,
+    rounds: int = 1000,
+) -> dict[str, Interval]:
+    """User-level unfairness, by the names of UNFAIRNESS, each with a percentile bootstrap interval over users.
+
+    Args:
+        accuracy_U: one number of how well each user is served, above 0 the better; users without one (nan) are left
+            out.
+        support_U: of each user's preferences, see `ranker.pareto.user_support`.
+
+    Source: efron1979bootstrap, by `scipy.stats.bootstrap`; users are drawn with their support.
+
+    Example:
+        >>> found = unfairness([0.5, 0.7, 0.9], [0.1, 0.2, 0.3], generator=np.random.default_rng(0), rounds=50)
+        >>> round(found["spearman_support"].mean, 6), found["cvar10"].mean, found["cvar10"].n
+        (1.0, 0.5, 3)
+    """
+    accuracy, support = np.asarray(accuracy_U, np.float64), np.asarray(support_U, np.float64)
+    known = ~np.isnan(accuracy) & ~np.isnan(support)
+    accuracy, support = accuracy[known], support[known]
+    found = {}
+    for name, measure in UNFAIRNESS.items():
+        whole, low, high = (float("nan"),) * 3
+        if len(accuracy) > 1:
+            whole = measure(accuracy, support)
+            with warnings.catch_warnings():  # a round that drew one user only has no correlation, and is left out
+                warnings.simplefilter("ignore", DegenerateDataWarning)
+                drawn = bootstrap(
+                    (accuracy, support), measure, paired=True, vectorized=False, n_resamples=rounds,
+                    method="percentile", rng=generator,
+                ).bootstrap_distribution  # fmt: skip
+            told = drawn[~np.isnan(drawn)]
+            if told.size:
+                low, high = (float(end) for end in np.quantile(told, [(1 - level) / 2, (1 + level) / 2]))
+        found[name] = Interval(whole, low, high, len(accuracy))
+    return found
 
 
 def resamples(n: int, rounds: int, generator: np.random.Generator) -> Floats:

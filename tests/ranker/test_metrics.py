@@ -6,6 +6,7 @@ import sklearn.metrics
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy.stats import spearmanr
 
 from ranker import metrics
 
@@ -134,3 +135,54 @@ def test_interval_of_the_auc_is_wider_when_rows_come_from_few_users() -> None:
 def test_interval_of_the_auc_of_one_class_is_unknown() -> None:
     assert np.isnan(metrics.auc_interval([1, 1], [0, 1], [0, 1], generator=np.random.default_rng(0)).mean)
     assert np.isnan(metrics.auc_interval([], [], [], generator=np.random.default_rng(0)).mean)
+
+
+def test_jain_is_1_where_all_are_served_alike_and_one_over_all_where_one_has_everything() -> None:
+    assert metrics.jain([0.7, 0.7, 0.7]) == pytest.approx(1)
+    assert metrics.jain([0, 0, 0, 2]) == pytest.approx(0.25)
+    assert np.isnan(metrics.jain([0, 0]))
+
+
+def test_the_worst_tenth_are_the_users_served_worst() -> None:
+    assert metrics.worst_mean(np.arange(20)) == pytest.approx(0.5)
+    assert metrics.worst_mean([3, 1, 2]) == 1
+    assert np.isnan(metrics.worst_mean([]))
+
+
+@given(st.lists(st.tuples(SMALL, SMALL), min_size=2, max_size=30))
+def test_rank_correlation_agrees_with_scipy_on_ties_too(pairs: list[tuple[float, float]]) -> None:
+    one, other = np.array(pairs).T
+    if np.ptp(one) and np.ptp(other):
+        assert metrics.rank_correlation(one, other) == pytest.approx(spearmanr(one, other).statistic)
+    else:
+        assert np.isnan(metrics.rank_correlation(one, other))
+
+
+@given(hnp.arrays(np.float64, st.integers(1, 30), elements=st.floats(0.125, 1)), st.floats(0.5, 4))
+def test_unfairness_is_relative_where_it_says_so_and_bounded(accuracy: np.ndarray, scale: float) -> None:
+    for measure in (metrics.jain, metrics.gini):
+        assert measure(scale * accuracy) == pytest.approx(measure(accuracy), abs=1e-9)
+    assert 1 / len(accuracy) - 1e-9 <= metrics.jain(accuracy) <= 1 + 1e-9
+    assert accuracy.min() <= metrics.worst_mean(accuracy) <= accuracy.mean() + 1e-9
+
+
+def test_users_served_alike_are_served_fairly() -> None:
+    found = metrics.unfairness([0.75] * 10, np.arange(10), generator=np.random.default_rng(0), rounds=20)
+    assert (found["std"].high, found["gini"].high) == pytest.approx((0, 0))
+    assert (found["jain"].low, found["cvar10"].low) == pytest.approx((1, 0.75))
+    assert np.isnan(found["spearman_support"].mean)
+
+
+def test_the_interval_of_unfairness_covers_the_truth_about_as_often_as_it_says() -> None:
+    generator, hits = np.random.default_rng(5), 0
+    for _ in range(60):
+        accuracy = generator.normal(0.75, 0.1, 200)
+        found = metrics.unfairness(accuracy, generator.random(200), generator=generator, rounds=100)
+        hits += found["spearman_support"].low <= 0 <= found["spearman_support"].high
+    assert hits >= 51
+
+
+def test_users_without_a_number_are_left_out_and_one_user_says_nothing() -> None:
+    found = metrics.unfairness([0.5, np.nan, 0.7], [0.1, 0.2, np.nan], generator=np.random.default_rng(0), rounds=5)
+    assert {interval.n for interval in found.values()} == {1}
+    assert np.isnan([interval.mean for interval in found.values()]).all()
