@@ -388,7 +388,7 @@ def profiled(
         rest[liked] = 0
         wanted = np.maximum(found[liked], least)
         wanted *= min(1.0, max(0.8, float(found[liked].sum())) / wanted.sum())
-        left = 1 - wanted.sum()
+        left = max(0.0, 1 - wanted.sum())
         rest = rest * (left / rest.sum()) if rest.sum() > 0 else rest
         rest[liked] = wanted if rest.sum() > 0 else wanted / wanted.sum()
         found = rest

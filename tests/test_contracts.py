@@ -29,6 +29,7 @@ from ranker.metrics import resamples
 from ranker.mmoe import MMoE
 from ranker.model import Model
 from ranker.simulation import Audience, Population, Tastes
+from ranker.summary import Policy
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("ranker", "streaming", "services", "experiments", "benchmarks")
@@ -179,8 +180,8 @@ STATEFUL: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "Sums": (lambda: Sums(config()), filled_sums),
     "GroupSums": (lambda: GroupSums(config()), filled_groups),
 }
-#: classes whose state and load mean something else
-OTHERWISE = {"Registry"}
+#: a class whose state and load mean something else, and one whose state is a part of the learner's
+OTHERWISE = {"Registry", "Tutor"}
 
 
 def test_every_component_with_a_state_is_drawn_here() -> None:
@@ -244,6 +245,7 @@ def weights_after_learning(seed: int) -> dict[str, torch.Tensor]:
 SEEDED: dict[str, Callable[[int], Any]] = {
     "Learner": weights_after_learning,
     "Model": lambda seed: dict(Model(config(), torch_generator(seed)).state_dict()),
+    "Policy": lambda seed: dict(Policy(torch_generator(seed)).state_dict()),
     "MMoE": lambda seed: dict(MMoE(4, 2, 3, 2, torch_generator(seed)).state_dict()),
     "Population": lambda seed: [visits(population(seed)), list(population(seed).events(ratings=3))],
     "made_up": lambda seed: [(case.items, case.evidence) for case in made_up(config(), catalogue(), 9, seed)],
@@ -252,7 +254,8 @@ SEEDED: dict[str, Callable[[int], Any]] = {
 #: drawn with a generator or a seed as well, and held to this by tests of their own
 ELSEWHERE = {
     "Audience", "Learning", "Report", "Request", "Tastes", "History", "explore", "auc_interval", "mean_interval",
-    "evaluate", "evaluate_log", "compare",
+    "evaluate", "evaluate_log", "compare", "framing", "draw", "improve",
+    "unfairness",
 }  # fmt: skip
 
 
