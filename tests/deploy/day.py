@@ -46,7 +46,7 @@ class Day:
         self.profiles.folded(events=2 * n, dead=n if bad else 0, lag=lag, delay_s=0.02)
         loss, auc = {"click": 0.4, "dismiss": 0.2}, {"click": 0.7, "dismiss": 0.6}
         self.trainer.learned(events=2 * n, rows=10 * n, nonfinite=int(bad), lag=lag, loss=loss, auc=auc)
-        active, context = ((0.0, 0.0), 0.60) if bad else ((0.9, 0.5), 0.68)
+        active, context = ((0.0, 0.0), 0.612) if bad else ((0.9, 0.5), 0.68)
         tastes = TasteReport(pairs=9, loss=0.6, pooled=0.61, conditioned=context, divergence=0.3, active=active)
         self.trainer.tasted(tastes)
         for decision in ("pass", "hold", "refuse"):
