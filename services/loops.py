@@ -45,6 +45,8 @@ def run(part: str, path: Path | None, *, child: bool = False, data: str = "", vi
     for wordy in ("kafka", "faiss"):
         logging.getLogger(wordy).setLevel(logging.WARNING)
     settings = settings_file.load(path, os.environ)
+    if part in PATIENT:
+        os.nice(5)
     if part == "service":
         from services import app
 
@@ -53,6 +55,10 @@ def run(part: str, path: Path | None, *, child: bool = False, data: str = "", vi
         _audience(settings, stop, data, visits)
     else:
         _PARTS[part](settings, stop)
+
+
+#: parts that give way to those that people wait for
+PATIENT = ("trainer", "monitor")
 
 
 class Announced:

@@ -5,6 +5,7 @@ beside the event loop; then one reference is assigned, so a request meets the ol
 and none waits. The version before is kept in memory.
 """
 
+import gc
 import hashlib
 import logging
 import threading
@@ -161,6 +162,9 @@ class Replica:
         self._address = f"{host}:{self.telemetry.serve(self.tokens['metrics'], host=host)}"
         self.follow_catalogue()
         self.follow_pointer()
+        # what is loaded by now stays: the collector need not walk it beside the requests
+        gc.collect()
+        gc.freeze()
         self._thread.start()
         if self._sentences is not None:
             threading.Thread(target=self._learn_to_read, name="replica-sentences", daemon=True).start()
