@@ -74,7 +74,7 @@ def test_a_board_asks_questions_row_by_row(name):
 def test_panels_have_their_own_number_and_place(board):
     panels = board["panels"]
     assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
-    taken = set()
+    taken: set[tuple[int, int]] = set()
     for panel in panels:
         place = panel["gridPos"]
         cells = {
