@@ -169,7 +169,8 @@ def _pairs(examples: Sequence[Example], row_counts: NDArray[np.int64], populatio
     weights, stood, worded = [], [], []
     for example, pair, _ in pairs:
         answer = pair.answer
-        weights.append(1.0 if answer is None else answer_weights((*said(example.evidence), answer), population)[-1])
+        told = () if answer is None else (*said(example.evidence), answer)
+        weights.append(answer_weights(told, population)[-1] if told else pair.weight)
         stood.append(-1 if answer is None else place(answer))
         worded.append(-1 if answer is None else wording(answer))
     return {

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from ranker.batch import Batch, collate
 from ranker.catalogue import Catalogue
-from ranker.comparisons import skipped
+from ranker.comparisons import chosen
 from ranker.config import Config
 from ranker.errors import CheckpointError
 from ranker.events import Event
@@ -170,12 +170,27 @@ class Learner:
         self._note(examples, catalogue)
         taught = [e for e in examples if not (e.opening or e.closing) and e.mask_NT.any()]
         pairs = [e for e in examples if e.pairs]
-        pairs += [found for e in examples if e.closing and (found := skipped(e, self._gain_T)) is not None]
+        closed = [e for e in examples if e.closing]
+        worths = self._worths(closed)
+        pairs += [p for e, w in zip(closed, worths, strict=True) if (p := chosen(e, self._gain_T, w)) is not None]
         report = self._step(taught, pairs, catalogue) if taught or pairs else _nothing(self.config)
         for example in examples:
             if example.closing:
                 self._notes.pop(example.ranking, None)
         return report
+
+    def _worths(self, examples: Sequence[Example]) -> list[NDArray[np.float32]]:
+        """What each row's place is worth by the tower, in odds, (N, T) of each example."""
+        if not examples:
+            return []
+        positions_R = torch.from_numpy(np.concatenate([e.positions for e in examples]).astype(np.int64))
+        sizes = [len(e.items) for e in examples]
+        codes_UC = np.array([self.encoder.device(e.request) for e in examples], np.int64).reshape(len(examples), -1)
+        self.model.eval()
+        with torch.no_grad():
+            tower_RT = self.model.tower(positions_R, torch.from_numpy(np.repeat(codes_UC, sizes, 0)))
+            worth_RT = tower_RT.exp().clamp(1 / WORTH, WORTH).numpy()
+        return np.split(worth_RT, np.cumsum(sizes)[:-1])
 
     def believe(self, people: Iterable[Sequence[Answer]]) -> None:
         """Find out anew what reliable answers look like in this population (ranker/reliability.py)."""

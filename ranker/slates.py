@@ -36,12 +36,16 @@ class Foreseen(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """Two rows of an example: how likely the one was preferred (1, or 1/2 for a tie), and the answer that says so."""
+    """Two rows of an example: how likely the one was preferred (1, or 1/2 for a tie), and the answer that says so.
+
+    `weight` is how much it counts besides how far the answer is believed.
+    """
 
     one: int
     other: int
     share: float
     answer: Answer | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
