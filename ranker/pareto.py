@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit
 from torch import Tensor
 from torch.nn import functional
 
@@ -76,41 +77,41 @@ def user_support(support_P: Array, users_P: Rows, users: int) -> Array:
     return found
 
 
-def discovered(support_U: Array, *, rounds: int = 100) -> NDArray[np.bool_]:
-    """Who belongs to the minority: the lower of two normal components that share a variance, (U,) of bool.
+def boundary(support_U: Array, *, rounds: int = 100) -> float:
+    """The support below which a user belongs to the minority: where two normal components of one variance are equally
+    likely.
 
-    A fixed threshold of 1/2 would cut through whichever group straddles it; two components find the valley. Users
-    without support (nan) count as majority, and so does everybody where one component is empty or the lower one holds
-    half of the people or more.
+    A fixed bound of 1/2 would cut through whichever group straddles it; two components find the valley. Users without
+    support (nan) are passed over. It is -inf, so that nobody is minority, where one component is empty or the lower
+    one holds half of the people or more.
 
-    Source: EM for a mixture of two normals (Dempster et al. 1977), from the extreme deciles; the choice is ours.
+    Source: EM for a mixture of two normals (Dempster et al. 1977), from the extreme twentieths; the choice is ours.
 
     Example:
-        >>> discovered(np.array([0.7] * 8 + [0.3] * 2 + [np.nan])).astype(int).tolist()
-        [0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 0]
+        >>> 0.3 < boundary(np.array([0.7] * 8 + [0.3] * 2)) < 0.7, boundary(np.array([0.7, 0.7]))
+        (True, -inf)
     """
-    known_U = ~np.isnan(support_U)
-    values = support_U[known_U]
-    minority_U = np.zeros(len(support_U), np.bool_)
+    values = support_U[~np.isnan(support_U)]
     if len(values) < 2 or np.ptp(values) == 0:
-        return minority_U
+        return -math.inf
     low, high = (float(end) for end in np.quantile(values, [0.05, 0.95]))
     low, high = (low, high) if high > low else (float(values.min()), float(values.max()))
     variance, share = max(float(values.var()) / 4, NARROW), 0.5
-    lower = np.zeros(len(values))
+    edge = (low + high) / 2
     for _ in range(rounds):
-        # the odds of the lower component; a shared variance makes them linear in the value
-        odds = math.log(share / (1 - share)) + (low - high) / variance * (values - (low + high) / 2)
-        lower = 1 / (1 + np.exp(-np.clip(odds, -500, 500)))
+        # the log odds of the lower component; a shared variance makes them linear, and the edge is their zero
+        slope = (high - low) / variance
+        lower = expit(slope * (edge - values))
         weight = float(lower.sum())
-        if not 1e-6 < weight < len(values) - 1e-6:
-            return minority_U
+        if not (1e-6 < weight < len(values) - 1e-6 and slope > 0):
+            return -math.inf
         low, high = float(lower @ values / weight), float((1 - lower) @ values / (len(values) - weight))
         spread = lower @ (values - low) ** 2 + (1 - lower) @ (values - high) ** 2
         variance, share = max(float(spread) / len(values), NARROW), weight / len(values)
-    if (lower > 0.5).mean() < 0.5:
-        minority_U[known_U] = lower > 0.5
-    return minority_U
+        if not high > low:
+            return -math.inf
+        edge = (low + high) / 2 + math.log(share / (1 - share)) * variance / (high - low)
+    return edge if 0 < (values < edge).mean() < 0.5 else -math.inf
 
 
 def gate(teacher_P: Tensor, *, least: float = 0.0) -> Tensor:
