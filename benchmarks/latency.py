@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from msgspec import structs
 from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -24,14 +25,14 @@ from ranker.calibration import rerank
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, FieldKinds
 from ranker.events import Value
-from ranker.evidence import Act, Evidence
+from ranker.evidence import Act, Answer, Evidence
 from ranker.features import AGES, SIZES
 from ranker.inference import Inference
 from ranker.model import Model
 from ranker.pipeline import Pipeline, Request, Slate
 
 NOW = 1_700_000_000_000
-ITEMS, CATEGORIES, HISTORY = 1682, 18, 100
+ITEMS, CATEGORIES, HISTORY, ANSWERS = 1682, 18, 100, 20
 
 
 def synthetic(kinds: FieldKinds, draw: np.random.Generator) -> dict[str, Value]:
@@ -120,6 +121,12 @@ def bench(config: Config, rounds: int) -> list[dict[str, Any]]:
             rows.append({"arm": arm, **spent, "over_gemm": ratio, "stages_ms": stages})
     spent, _ = measure(lambda n: pipeline.rank(Request(user="u", now=NOW, seed=n), evidence), rounds)
     rows.append({"arm": f"recommend {config.serving.slate} of {ITEMS}", **spent})
+    pairs = [draw.choice(ITEMS, 2, replace=False) for _ in range(ANSWERS)]
+    asked: dict[str, Value] = {"shown_first": "i0", "wording": "rather"}
+    answers = tuple(Answer(f"a{n}", f"i{a}", f"i{b}", NOW - n, condition=asked) for n, (a, b) in enumerate(pairs))
+    told = structs.replace(evidence, answers=answers)
+    spent, _ = measure(lambda _: pipeline.inference.taste(told, NOW), rounds)
+    rows.append({"arm": f"taste of {len(evidence.history)} acts and {ANSWERS} answers", **spent})
     interests_NC = np.zeros((500, CATEGORIES), np.float32)
     for line in interests_NC:
         line[draw.choice(CATEGORIES, draw.integers(1, 4), replace=False)] = 1
