@@ -14,7 +14,6 @@ import shlex
 import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -29,7 +28,6 @@ from services.settings import Settings
 NAME = "plurank"
 #: requests that one replica may hold at a time; what comes beyond waits in HAProxy
 ONGOING = 256
-SWITCH_S = 0.0002
 #: what Ray and the numeric libraries are told; an environment that says otherwise wins
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -110,8 +108,6 @@ def build(settings: Settings) -> Any:
 
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     torch.set_num_threads(1)
-    # a thread that writes to the log may keep the others waiting for so long: a request meets it some twenty times
-    sys.setswitchinterval(SWITCH_S)
     replica = Replica(
         settings,
         registry=Registry(settings.registry_dir),
