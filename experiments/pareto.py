@@ -14,7 +14,7 @@ on people never seen, by their noise-free taste. Differences to the plain model 
 - Ablations of `pareto`: `no-gate`, `min-norm` (in place of fixed weights), `no-privilege` (teachers read the student's
   8 pairs), `no-answers` (no answered contexts), `no-teachers`.
 - `erm-redrawn`, `sqrt-redrawn`: which 8 of a person's pairs are context is drawn anew in every batch, without any
-  teacher; what the claims leave out, so that nobody takes its gain for the teachers'.
+  teacher, so that nobody takes this gain for the teachers'. With `--redrawn` every arm does so, the plain model too.
 
 Axes: B users of a batch, U users, P comparisons of a user (the first C are context), K base rewards, W width.
 """
@@ -55,10 +55,11 @@ Losses = Callable[[Rows], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
-    """Epochs of training from scratch, and of fine-tuning."""
+    """What all arms share: epochs of training from scratch and of fine-tuning, and whether contexts are redrawn."""
 
     epochs: int = 40
     tuning: int = 20
+    redrawn: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,15 +243,16 @@ def _labels(model: Student, world: World, rng: np.random.Generator, *, whole: bo
     def losses(rows: Rows) -> Tensor:
         apart_BPK = world.train.apart_UPK[torch.from_numpy(rows)]
         if redrawn:
-            apart_BPK = _redrawn(apart_BPK, rng)
+            apart_BPK = torch.take_along_dim(apart_BPK, _orders(apart_BPK, rng)[..., None], dim=1)
         return functional.softplus(-_margins(model, apart_BPK, world.context, whole=whole)).mean(1)
 
     return losses
 
 
-def _redrawn(apart_BPK: Tensor, rng: np.random.Generator) -> Tensor:
-    order_BP = rng.permuted(np.tile(np.arange(apart_BPK.shape[1]), (len(apart_BPK), 1)), axis=1)
-    return torch.take_along_dim(apart_BPK, torch.from_numpy(order_BP)[..., None], dim=1)
+def _orders(apart_BPK: Tensor, rng: np.random.Generator) -> Tensor:
+    """A random order of each person's comparisons, (B, P)."""
+    order_BP = np.tile(np.arange(apart_BPK.shape[1]), (len(apart_BPK), 1))
+    return torch.from_numpy(rng.permuted(order_BP, axis=1))
 
 
 def teach(
@@ -310,7 +312,7 @@ def train(
     counts_G = [len(group) for group in groups]
     losses = _labels(model, world, rng, whole=False, redrawn=arm.redrawn)
     if taught is not None:
-        losses = _distilled(model, world, arm, taught, seed)
+        losses = _distilled(model, world, arm, taught, rng)
     dro_G = np.full(2, 0.5)
 
     def loss() -> Tensor:
@@ -339,20 +341,25 @@ def train(
     return model
 
 
-def _distilled(model: Student, world: World, arm: Arm, taught: Taught, seed: int) -> Losses:
+def _distilled(model: Student, world: World, arm: Arm, taught: Taught, rng: np.random.Generator) -> Losses:
     """Labels and gated teacher's margins, by user, (B,); a share of the contexts is answered by the teacher."""
-    generator, c = torch.Generator().manual_seed(seed), world.context
+    generator, c = torch.Generator().manual_seed(int(rng.integers(2**31))), world.context
 
     def losses(rows: Rows) -> Tensor:
         rows_B = torch.from_numpy(rows)
-        apart_BPK, context_BCK = world.train.apart_UPK[rows_B], world.train.apart_UPK[rows_B, :c]
+        apart_BPK, teacher_BP = world.train.apart_UPK[rows_B], taught.margins_UP[rows_B]
+        if arm.redrawn:
+            order_BP = _orders(apart_BPK, rng)
+            apart_BPK = torch.take_along_dim(apart_BPK, order_BP[..., None], dim=1)
+            teacher_BP = torch.take_along_dim(teacher_BP, order_BP, dim=1)
+        context_BCK = apart_BPK[:, :c]
         if arm.answered:
             asked_BCK = _answered(world.phi_IK, taught.taste_UK[rows_B], c, generator)
             answered_B = torch.rand(len(rows), generator=generator) < arm.answered
             context_BCK = torch.where(answered_B[:, None, None], asked_BCK, context_BCK)
         margins_BP = model.margins(context_BCK, apart_BPK[:, c:])
         least = 0.0 if arm.gated else -np.inf
-        return pareto.distilled_loss(margins_BP, taught.margins_UP[rows_B, c:], least=least).mean(1)
+        return pareto.distilled_loss(margins_BP, teacher_BP[:, c:], least=least).mean(1)
 
     return losses
 
@@ -420,7 +427,7 @@ def measure(
     judged_U = world.test.minority_U if world.test.minority_U.any() else groups[2]
     train_U, valid_U, everyone = groups[0], groups[1], np.arange(len(world.train))
     k, all_U = world.phi_IK.shape[1], np.ones(len(world.valid), np.bool_)
-    erm, redrawn = (
+    erm, other = (
         plainly(
             Student(k, seed),
             world,
@@ -430,13 +437,14 @@ def measure(
             epochs=effort.epochs,
             redrawn=drawn,
         )
-        for drawn in (False, True)
+        for drawn in (effort.redrawn, not effort.redrawn)
     )
     plain = Plain(erm, standing(erm, world.valid, valid_U, world.context))
     scored = {"erm": _accuracies(erm, world)}
     served: set[str] = set()
     taught: dict[tuple[str, bool], Taught] = {}
-    for name, arm in arms.items():
+    for name, how in arms.items():
+        arm = replace(how, redrawn=how.redrawn or effort.redrawn)
         key = (str(arm.teachers), arm.privileged)
         if arm.teachers and key not in taught:
             taught[key] = teach(erm, world, arm, train_U, valid_U, seed=seed, effort=effort)
@@ -444,7 +452,7 @@ def measure(
         scored[name] = _accuracies(model, world)
         served |= {name} if model is erm else set()
     scored["maxmin"] = maxmin(world, erm, seed=seed, effort=effort)
-    scored["erm-redrawn"] = _accuracies(redrawn, world)
+    scored["erm-fixed" if effort.redrawn else "erm-redrawn"] = _accuracies(other, world)
     return scored, judged_U, support[2], served
 
 
@@ -454,7 +462,13 @@ def summarised(accuracy_U: Array, minority_U: Bools, support_U: Array) -> dict[s
     return found | {name: of(accuracy_U, support_U) for name, of in metrics.UNFAIRNESS.items()}
 
 
-def run(paths: Sequence[Path] | None, *, seeds: Sequence[int], settings: Sequence[str] = tuple(SETTINGS)) -> Result:
+def run(
+    paths: Sequence[Path] | None,
+    *,
+    seeds: Sequence[int],
+    settings: Sequence[str] = tuple(SETTINGS),
+    effort: Effort | None = None,
+) -> Result:
     """Every arm at every setting, ablations at the first only; with a log its users, in groups found by support.
 
     Raises:
@@ -463,8 +477,8 @@ def run(paths: Sequence[Path] | None, *, seeds: Sequence[int], settings: Sequenc
     torch.set_num_threads(1)
     known = grades.load(paths)
     if paths is None:
-        return simulated(known, seeds, settings=settings)
-    return logged(known, seeds)
+        return simulated(known, seeds, settings=settings, effort=effort)
+    return logged(known, seeds, effort=effort)
 
 
 def simulated(
@@ -489,7 +503,7 @@ def simulated(
     rows = _rows(values)
     return Result(
         name="pareto",
-        data=f"personas over {known.name}, first {settings[0]}",
+        data=f"personas over {known.name}{', contexts redrawn' if effort and effort.redrawn else ''}",
         seeds=tuple(seeds),
         rows=rows,
         criterion="by the whole interval: pareto's minority gains 3 points over the plain model (2 at 20 % and where "
@@ -570,8 +584,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--settings", nargs="+", choices=SETTINGS, default=tuple(SETTINGS), help="only these; the first with ablations"
     )
+    parser.add_argument("--redrawn", action="store_true", help="draw contexts anew in every batch, in every arm")
     options = parser.parse_args(arguments)
-    result = run(options.events, seeds=report.seeds_of(options), settings=options.settings)
+    effort = Effort(redrawn=options.redrawn)
+    result = run(options.events, seeds=report.seeds_of(options), settings=options.settings, effort=effort)
     report.publish(result, options, draw=drawn)
     return 0
 
