@@ -171,11 +171,15 @@ def table(result: Result) -> Table:
 
 
 def svg(result: Result) -> str:
-    """The result as a drawing: a panel for each metric, a dot with its interval for each arm."""
+    """The result as a drawing: a panel for each metric, ACROSS side by side, a dot with its interval for each arm."""
     arms, metrics = _order(result)
     found = {(row.arm, row.metric): row for row in result.rows}
     left, panel, line, top = 150, 250, 22, 64
-    width, height = left + panel * len(metrics) + 10, top + line * len(arms) + 34
+    bands = [metrics[start : start + ACROSS] for start in range(0, len(metrics), ACROSS)]
+    # a band names only the arms that it has something of
+    drawn = [[arm for arm in arms if any((arm, metric) in found for metric in band)] for band in bands]
+    heights = [line * len(own) + 74 for own in drawn]
+    width, height = left + panel * min(len(metrics), ACROSS) + 10, 24 + sum(heights)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" '
         f'font-size="12" role="img"><title>{escape(result.name)}: {escape(result.criterion)}</title>'
@@ -183,13 +187,15 @@ def svg(result: Result) -> str:
         f'<text x="10" y="20" font-size="14" font-weight="bold">{escape(result.name)}</text>'
         f'<text x="{left}" y="20" fill="#555">{escape(result.data)}, {len(result.seeds)} seeds</text>'
     ]
-    parts += [
-        f'<text x="{left - 12}" y="{top + line * place + 16}" text-anchor="end">{escape(arm)}</text>'
-        for place, arm in enumerate(arms)
-    ]
-    for column, metric in enumerate(metrics):
-        rows = [(place, found[arm, metric]) for place, arm in enumerate(arms) if (arm, metric) in found]
-        parts += _panel(metric, rows, x=left + panel * column, y=top, width=panel - 30, line=line, count=len(arms))
+    for band, own, below in zip(bands, drawn, [0, *np.cumsum(heights).tolist()], strict=False):
+        y = top + below
+        parts += [
+            f'<text x="{left - 12}" y="{y + line * place + 16}" text-anchor="end">{escape(arm)}</text>'
+            for place, arm in enumerate(own)
+        ]
+        for column, metric in enumerate(band):
+            rows = [(place, found[arm, metric]) for place, arm in enumerate(own) if (arm, metric) in found]
+            parts += _panel(metric, rows, x=left + panel * column, y=y, width=panel - 30, line=line, count=len(own))
     return "\n".join([*parts, "</svg>", ""])
 
 
