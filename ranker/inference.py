@@ -201,7 +201,11 @@ class Inference:
         if self.vocabulary is None or self.vocabulary.catalogue is not catalogue:
             shared = self._shared if self._shared is not None and self._shared.catalogue is catalogue else None
             self.vocabulary = shared or Vocabulary(self.config, catalogue)
-        self.vocabulary.update()
+        # what is well known is read off the version's own impressions, at their longest half-life
+        shown_NF = tail_NX[: len(items), self.sizes.K + 1 + len(self.config.objectives) :].numpy()
+        half = shown_NF.shape[1] // 2
+        known_N = shown_NF[:, half - len(self.config.objectives) : half].max(1, initial=0)
+        self.vocabulary.update(known_N if known_N.any() else None)
         tags = self.vocabulary.tags
         space = Space.of(tags.directions(base_NX[:, :-1]), self.prior)
         self._side = _Side(

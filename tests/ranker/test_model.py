@@ -177,6 +177,16 @@ def test_both_forms_take_answers_alike(built, told, acts):
     assert found.utility_N == pytest.approx(out.utility_R[1:].numpy(), abs=1e-3)
 
 
+def test_what_is_well_known_is_a_tag_once_there_are_impressions(built):
+    settings_, model, known, inference = built
+    assert {"popularity=well known", "popularity=little known"} <= set(inference.speech[0].keys)
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights["counters.counts_VF"].zero_()
+    unseen = Inference(settings_, weights)
+    unseen.attach(known)
+    assert all("popularity" not in key for key in unseen.speech[0].columns)
+
+
 def test_an_answer_raises_what_was_preferred_and_narrows_the_taste(built):
     *_, inference = built
     plain = some_evidence(6)
