@@ -31,7 +31,7 @@ LEAST, MOST = 8, 32
 ACTS = 5
 #: tags' directions are read off so many items, the first of the catalogue
 ITEMS = 20_000
-RATES: dict[Turn, float] = {"policy": 5e-3, "meaning": 1e-2}
+RATES: dict[Turn, float] = {"policy": 1e-2, "meaning": 5e-2}
 KEPT = ("step", "exp_avg", "exp_avg_sq")
 
 
