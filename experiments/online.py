@@ -7,22 +7,17 @@ all rows of the last two thirds. Rates, waits and half-lives were chosen on the 
 """
 
 import heapq
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from msgspec.structs import replace
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 from sklearn.metrics import roc_auc_score
 
 from experiments import report
@@ -232,14 +227,14 @@ def gain(scored: Scored, arm: str, over: str, *, seed: int = 0, rounds: int = 20
 def one(
     config: Config,
     paths: Sequence[Path],
+    seed: int,
     *,
     rankings: int,
-    seed: int,
     intervals: Sequence[int],
-    gains: bool,
+    gains_of: int,
     sized: bool,
 ) -> tuple[dict[tuple[str, str], float], list[Row]]:
-    """One seed: AUC by arm and objective and, where asked, the gains with their intervals over users."""
+    """One seed: AUC by arm and objective and, for the seed `gains_of`, the gains with their intervals over users."""
     torch.set_num_threads(1)
     config = replace(config, learning=replace(config.learning, seed=seed))
     events = map(with_size, read(paths)) if sized else read(paths)
@@ -251,7 +246,7 @@ def one(
         if objective.kind == "binary"
     }
     fresh = f"sync-{intervals[0]}"
-    return found, [gain(scored, fresh, over, seed=seed) for over in ("counter", "frozen")] if gains else []
+    return found, [gain(scored, fresh, over, seed=seed) for over in ("counter", "frozen")] if seed == gains_of else []
 
 
 def run(
@@ -271,14 +266,8 @@ def run(
     if rankings < 3:
         raise DataError(report.data_name(paths), f"{rankings} rankings", "name a log of slates and their feedback")
     config = config or settings(paths, sized=sized)
-    single = partial(one, config, paths, rankings=rankings, intervals=intervals, sized=sized)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        if len(seeds) == 1:
-            done = [single(seed=seeds[0], gains=True)]
-        else:
-            with ProcessPoolExecutor(min(len(seeds), os.cpu_count() or 1), get_context("spawn")) as pool:
-                jobs = [pool.submit(single, seed=seed, gains=seed == seeds[0]) for seed in seeds]
-                done = [job.result() for job in progress.track(jobs, description="seeds")]
+    single = partial(one, config, paths, rankings=rankings, intervals=intervals, gains_of=seeds[0], sized=sized)
+    done = report.each_seed(single, seeds)
     arms = ["frozen", "counter", *(f"sync-{n}" for n in sorted(intervals, reverse=True))]
     metrics = [f"auc:{o.name}" for o in config.objectives if o.kind == "binary"]
     rows = [

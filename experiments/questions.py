@@ -6,18 +6,13 @@ holds is chosen on validation people, out of those trained on. A second data set
 that share nothing, is where people disagree most.
 """
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 
 from experiments import grades, report
 from experiments.grades import Array, Base, Grades, Rows
@@ -149,13 +144,7 @@ def run(paths: Sequence[Path] | None, *, seeds: Sequence[int] = range(5), users:
         DataError: nothing in the log can be compared.
     """
     known = grades.load(paths)
-    single = partial(one, known, users=users)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        if len(seeds) == 1:
-            done = [single(seeds[0])]
-        else:
-            with ProcessPoolExecutor(min(len(seeds), os.cpu_count() or 1), get_context("spawn")) as pool:
-                done = list(progress.track(pool.map(single, seeds), total=len(seeds), description="seeds"))
+    done = report.each_seed(partial(one, known, users=users), seeds)
     return result(known, done, seeds)
 
 

@@ -6,20 +6,27 @@ with the intervals: a claim holds only where they say so.
 
 import argparse
 import math
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from html import escape
+from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
 from numpy.typing import ArrayLike
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 from scipy import stats
 
 from ranker.errors import DataError, RequestError
 from ranker.metrics import Interval
+
+Found = TypeVar("Found")
 
 #: colours that stay apart for colour-blind readers (Okabe and Ito)
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444")
@@ -106,6 +113,17 @@ def seeds_of(options: argparse.Namespace) -> tuple[int, ...]:
     if options.seeds < 1:
         raise RequestError("--seeds", options.seeds, "ask for at least one seed")
     return tuple(range(options.seed, options.seed + options.seeds))
+
+
+def each_seed(single: Callable[[int], Found], seeds: Sequence[int]) -> list[Found]:
+    """What every seed finds, in order, as many at a time as there are processors; one alone stays in this process."""
+    if len(seeds) == 1:
+        return [single(seeds[0])]
+    with (
+        Progress(console=Console(stderr=True), transient=True) as progress,
+        ProcessPoolExecutor(min(len(seeds), os.cpu_count() or 1), get_context("spawn")) as pool,
+    ):
+        return list(progress.track(pool.map(single, seeds), total=len(seeds), description="seeds"))
 
 
 def data_name(paths: Sequence[Path]) -> str:

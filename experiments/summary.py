@@ -11,20 +11,15 @@ struck, beside her whole history, and the mean rank of the items that carry the 
 Axes: U users, A acts, P comparisons, K base rewards, I items.
 """
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
 from msgspec.structs import replace
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress
 from scipy.stats import rankdata
 
 from experiments import grades as graded
@@ -312,7 +307,7 @@ class Found:
     example: list[str]
 
 
-def one(world: World, *, seed: int, k: int = 4, rounds: int = 10, anew: int = ANEW) -> Found:
+def one(world: World, seed: int, *, k: int = 4, rounds: int = 10, anew: int = ANEW) -> Found:
     """One seed.
 
     Base rewards, policy and measurement have people of their own: base rewards flatter those they were fitted to, and a
@@ -365,14 +360,7 @@ def run(
         DataError: the log has too few graders, or its items carry nothing that can be said in words.
     """
     world = load(paths, config, people=people)
-    single = partial(one, world, k=k, rounds=rounds)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        if len(seeds) == 1:
-            done = [single(seed=seeds[0])]
-        else:
-            with ProcessPoolExecutor(min(len(seeds), os.cpu_count() or 1), get_context("spawn")) as pool:
-                jobs = [pool.submit(single, seed=seed) for seed in seeds]
-                done = [job.result() for job in progress.track(jobs, description="seeds")]
+    done = report.each_seed(partial(one, world, k=k, rounds=rounds), seeds)
     rows = [report.over_seeds(arm, "accuracy", [found.accuracy[arm].mean() for found in done]) for arm in ARMS]
     gains = [
         gain(done, arm, over)

@@ -6,18 +6,13 @@ held-out ones, ones that comparisons are drawn from, and a history; accuracy is 
 How strongly priors hold and how far a history is believed beside answers is chosen on validation people.
 """
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from experiments import encoder, grades, report
@@ -317,13 +312,7 @@ def run(paths: Sequence[Path] | None, *, seeds: Sequence[int] = range(5), recipe
         DataError: nothing in the log can be compared.
     """
     known = grades.load(paths)
-    single = partial(one, known, recipe=recipe, grouped=paths is None)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        if len(seeds) == 1:
-            done = [single(seeds[0])]
-        else:
-            with ProcessPoolExecutor(min(len(seeds), os.cpu_count() or 1), get_context("spawn")) as pool:
-                done = list(progress.track(pool.map(single, seeds), total=len(seeds), description="seeds"))
+    done = report.each_seed(partial(one, known, recipe=recipe, grouped=paths is None), seeds)
     return result(known, done, seeds)
 
 

@@ -201,10 +201,7 @@ class Inference:
         if self.vocabulary is None or self.vocabulary.catalogue is not catalogue:
             shared = self._shared if self._shared is not None and self._shared.catalogue is catalogue else None
             self.vocabulary = shared or Vocabulary(self.config, catalogue)
-        # what is well known is read off the version's own impressions, at their longest half-life
-        shown_NF = tail_NX[: len(items), self.sizes.K + 1 + len(self.config.objectives) :].numpy()
-        half = shown_NF.shape[1] // 2
-        known_N = shown_NF[:, half - len(self.config.objectives) : half].max(1, initial=0)
+        known_N = self._shown(tail_NX[: len(items)])
         self.vocabulary.update(known_N if known_N.any() else None)
         tags = self.vocabulary.tags
         space = Space.of(tags.directions(base_NX[:, :-1]), self.prior)
@@ -263,6 +260,14 @@ class Inference:
         """Base rewards phi (N, K) and population intercepts b (N,) of attached catalogue rows."""
         tail_NX: NDArray[np.float32] = self._side.tail_NX.numpy()[rows]
         return tail_NX[:, : self.sizes.K], tail_NX[:, self.sizes.K]
+
+    def impressions(self) -> NDArray[np.float32]:
+        """How often each attached row was shown lately, by the version's own counters (their longest half-life).
+
+        Shapes: returns (N,). Only their order means anything: they are as of the counters' landmark.
+        """
+        side = self._side
+        return self._shown(side.tail_NX[: len(side.seen)])
 
     def preferred(self, taste: Taste, utility_N: NDArray[np.float32]) -> NDArray[np.float32]:
         """P(preferred to a typical item of the catalogue), a bounded form of r that is comparable between people.
@@ -355,6 +360,13 @@ class Inference:
         )
         tags, space = Tags(), Space.of(np.zeros((0, sizes.K)), self.prior)
         return _Side([], first_NS, tail_NX, act_NH, born_N, whole, Index(nothing), typical_K1, tags=tags, space=space)
+
+    def _shown(self, tail_NX: Tensor) -> NDArray[np.float32]:
+        # the counts' first half are impressions, the second outcomes; the longest half-life is last
+        objectives = len(self.config.objectives)
+        end = self.sizes.K + 1 + objectives + self._counters.inputs // 2
+        found: NDArray[np.float32] = tail_NX[:, end - objectives : end].numpy().max(1, initial=0)
+        return found
 
     def _user_side(
         self, taste: Taste, user: Mapping[str, Value], request: Mapping[str, Value]

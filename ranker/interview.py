@@ -10,19 +10,15 @@ Axes: N catalogue rows, P items of the pool, C categories (interests), K base re
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ranker import questions
 from ranker.catalogue import Catalogue
 from ranker.comparisons import said
-from ranker.counters import Counters
 from ranker.evidence import Answer, Evidence
 from ranker.inference import Inference
 from ranker.reliability import answer_weights
@@ -138,37 +134,15 @@ def _described(fields: dict[str, object]) -> bool:
     return any(value not in (None, "", []) for value in fields.values())
 
 
-def impressions(inference: Inference, catalogue: Catalogue, weights: Mapping[str, Tensor]) -> NDArray[np.float64]:
-    """How often each attached row was shown lately, by the version's own counters (their longest half-life).
-
-    Args:
-        weights: what the version ships.
-
-    Shapes: returns (N,). Only their order means anything: they are as of the counters' landmark.
-    """
-    counters = Counters(inference.sizes.V // 2, len(inference.config.objectives))
-    kept = {name.removeprefix("counters."): w for name, w in weights.items() if name.startswith("counters.")}
-    counters.load_state_dict(kept, assign=True)
-    flat = inference.encoder.items(catalogue, np.arange(inference.attached))
-    starts = np.cumsum(flat.lengths) - flat.lengths
-    keys_N2 = torch.from_numpy(flat.rows[starts[:, None] + np.arange(2)])
-    shown = counters.inputs // 2  # the first half are impressions, the second outcomes; the longest half-life is last
-    with torch.inference_mode():
-        found_NF = counters.find(keys_N2)[:, shown - counters.objectives : shown]
-    known_N: NDArray[np.float64] = found_NF.double().numpy().max(1, initial=0)
-    return known_N
-
-
 class Interview:
     """Asks for one version. The pool follows the catalogue by `refresh`; readers see the pool before or the one after.
 
     Args:
         inference: has `catalogue` attached.
-        weights: what the version ships, for its counters.
     """
 
-    def __init__(self, inference: Inference, catalogue: Catalogue, weights: Mapping[str, Tensor]) -> None:
-        self._inference, self._catalogue, self._weights = inference, catalogue, weights
+    def __init__(self, inference: Inference, catalogue: Catalogue) -> None:
+        self._inference, self._catalogue = inference, catalogue
         self.pool_P: NDArray[np.int64] = np.zeros(0, np.int64)
         self._aim_KK: NDArray[np.float64] | None = None
         self._chosen_of = 0
@@ -178,7 +152,7 @@ class Interview:
         """Choose the pool anew, after `Inference.attach` has taken up items; not for a few, they are hardly known."""
         new = self._inference.attached - self._chosen_of
         if new > FEW * self._chosen_of or (new and len(self.pool_P) < POOL):
-            self.pool_P = pool_of(self._catalogue, impressions(self._inference, self._catalogue, self._weights))
+            self.pool_P = pool_of(self._catalogue, self._inference.impressions())
             self._chosen_of = self._inference.attached
             some = np.linspace(0, self._chosen_of - 1, min(self._chosen_of, SPREAD)).astype(np.int64)
             phi_NK = self._inference.base(some)[0].astype(np.float64)

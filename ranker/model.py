@@ -298,14 +298,14 @@ def answers_of(
 
     Shapes: differences of base rewards (A, K) and of intercepts (A,), preferred less over.
     """
-    wide_AK, offsets_A = np.asarray(differences_AK, np.float64), np.asarray(offsets_A, np.float64)
+    wide_AK, wide_A = (np.asarray(part, np.float64) for part in (differences_AK, offsets_A))
     precision_KK = np.diag(before.precision) if before.precision.ndim == 1 else before.precision
     covariance_KK = np.linalg.inv(precision_KK.astype(np.float64))
-    margins_A = offsets_A + wide_AK @ (covariance_KK @ before.information)
+    margins_A = wide_A + wide_AK @ (covariance_KK @ before.information)
     doubt_AA = wide_AK @ covariance_KK @ wide_AK.T
     asked = Asked(
         differences_AK=wide_AK,
-        offsets_A=np.asarray(offsets_A, np.float64),
+        offsets_A=wide_A,
         share_A=np.array([SHARES[answer.outcome] for answer in answers]),
         weight_A=answer_weights(answers, population, margins_A, doubt_AA),
     )

@@ -271,7 +271,7 @@ class Replica:
         found.golden.check(found.config, inference)
         inference.attach(self.catalogue)
         pipeline = Pipeline(found.config, inference, self.catalogue, version)
-        return Serving(version, found.config, pipeline, Interview(inference, self.catalogue, found.weights))
+        return Serving(version, found.config, pipeline, Interview(inference, self.catalogue))
 
     def follow_catalogue(self) -> None:
         """Take up the items that changed since the last look and embed them.

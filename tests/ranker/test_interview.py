@@ -50,7 +50,7 @@ def interview_of(items: int = 12, seed: int = 0, known: str | None = None) -> In
         weights["counters.counts_VF"][torch.from_numpy(keys)] = 7.0
         inference = Inference(config(), weights)
     inference.attach(catalogue)
-    return Interview(inference, catalogue, weights)
+    return Interview(inference, catalogue)
 
 
 def answer_to(turn: Turn, outcome: str = "preferred", first: bool = True) -> Answer:
