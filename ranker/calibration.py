@@ -1,144 +1,135 @@
 """Calibrated rerank: a slate holds a person's interests in proportion (Steck, RecSys 2018; key steck2018calibrated).
 
-Axes: N candidates, C categories (interests).
+How far a slate is from the interests can be said as Kullback-Leibler ("kl", C_KL), Jensen-Shannon or Hellinger. All
+three are sums over categories of a concave gain, so one greedy pass serves them, and a MILP can be exact
+(experiments/optimum.py). How they are measured stands in ranker/divergence.py, what the interests are in
+ranker/interests.py.
+
+Axes: N candidates, C categories (interests), S places.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta, Struct
+from msgspec.structs import replace
 from numpy.typing import NDArray
+from scipy.special import xlogy
 
-from ranker.catalogue import Catalogue
-from ranker.config import Objective
-from ranker.evidence import Act, Evidence
+from ranker.config import Calibration, Divergence
+from ranker.divergence import DIVERGENCES, attention, divergences, miscalibration, shares
+from ranker.errors import RequestError
+from ranker.interests import HALF_LIFE_MS, effective_acts, population, profile, worth
+
+__all__ = [
+    "DIVERGENCES",
+    "HALF_LIFE_MS",
+    "Wish",
+    "attention",
+    "divergences",
+    "effective_acts",
+    "miscalibration",
+    "ordered",
+    "personal",
+    "population",
+    "profile",
+    "rerank",
+    "settled",
+    "shares",
+    "to_target",
+    "worth",
+]
 
 Floats = NDArray[np.floating]
+Array = NDArray[np.float64]
 
-#: an act of this age counts half as much as the newest one
-HALF_LIFE_MS = 30 * 86_400_000
+#: lambda is solved for to within one step of this many
+STEPS = 64
 
 
-def profile(
-    evidence: Evidence,
-    catalogue: Catalogue,
-    now: int,
-    *,
-    objectives: Sequence[Objective] = (),
-    half_life: float = HALF_LIFE_MS,
-    population_C: Floats | None = None,
-    pseudo_acts: float = 5.0,
-) -> NDArray[np.float64]:
-    """What the user's history asks for: p(g|u), the decayed share of each category in her positive acts.
+class Wish(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a request wants its slate calibrated; what it leaves out is as configured.
 
-    An act weighs the sum of the weights of the objectives that it fulfils (see `worth`), never less than 0, times
-    0.5 ** (age / half_life). Ages count from her newest act, so that a long absence alone changes nothing.
-
-    Args:
-        now: ms since the epoch; acts after it are left out.
-        objectives: what makes an act positive; without any, every act weighs 1.
-        population_C: the population's shares, mixed in as `pseudo_acts` further acts.
-
-    Shapes: returns (C,), summing to 1, or all zeros where nothing is known.
-    Units: half_life in ms.
-    Source: Steck (2018), eq. 2; the weighting by objectives and the smoothing toward the population are ours.
+    Lambda is set by `strength`, alone or as what a personal one grows to, or by `target`.
     """
-    interests_NC = catalogue.interests_NC  # once: another thread may be adding items
-    target_C = np.zeros(interests_NC.shape[1])
-    kept = [act for act in _positive(evidence, catalogue, now, objectives) if act[0] < len(interests_NC)]
-    if kept and target_C.size:
-        rows_H, times_H, weights_H = (np.array(column) for column in zip(*kept, strict=True))
-        weights_H = weights_H * np.exp2((times_H - times_H.max()) / half_life)
-        target_C = weights_H @ interests_NC[rows_H]
-    if population_C is not None:
-        target_C = target_C + pseudo_acts * population_C
-    total = target_C.sum()
-    return target_C / total if total > 0 else target_C
+
+    strength: (
+        Annotated[float, Meta(ge=0, le=1, description="Lambda: 0 is utility alone, 1 proportion alone.")] | None
+    ) = None
+    personal: Annotated[
+        bool, Meta(description="Lambda grows to the configured strength with what is known of the user.")
+    ] = False
+    target: (
+        Annotated[
+            float, Meta(ge=0, description="Take the smallest lambda whose slate is miscalibrated by at most this.")
+        ]
+        | None
+    ) = None
+    order: (
+        Annotated[
+            float, Meta(ge=0, le=1, description="0 shows the set in order of utility, 1 lets minorities stand higher.")
+        ]
+        | None
+    ) = None
 
 
-def _positive(
-    evidence: Evidence, catalogue: Catalogue, now: int, objectives: Sequence[Objective]
-) -> list[tuple[int, int, float]]:
-    """Row, time and weight of the acts that count. Acts of one kind weigh the same, so each kind is weighed once."""
-    rows = catalogue.rows
-    weights: dict[tuple[str, float | None], float] = {}
-    kept = []
-    for act in evidence.history:
-        kind = (act.type, act.value)
-        weight = weights.get(kind)
-        if weight is None:
-            weight = weights[kind] = worth(act, evidence, objectives)
-        if weight > 0 and act.time <= now and (row := rows.get(act.item, -1)) >= 0:
-            kept.append((row, act.time, weight))
-    return kept
+def settled(defaults: Calibration, asked: "float | str | Wish | None") -> Calibration:
+    """The configuration as a request changes it: a number is lambda, "personal" a personal one, a Wish says more.
 
-
-def worth(act: Act, evidence: Evidence, objectives: Sequence[Objective]) -> float:
-    """How much an act speaks for its item: the weights of the objectives it fulfils, summed, and never negative.
-
-    A `user-mean` bound and a `value` objective compare with the user's own mean of that interaction type, strictly.
+    Raises:
+        RequestError: a number out of range, another word, or two things that set lambda.
 
     Example:
-        >>> like = Objective(name="like", event="rate", threshold=4.0)
-        >>> [worth(Act("i", "rate", 0, stars), Evidence(), (like,)) for stars in (5.0, 3.0)]
-        [1.0, 0.0]
+        >>> settled(Calibration(target=0.1), 0.5).target is None
+        True
+        >>> settled(Calibration(), Wish(order=1.0)).order
+        1.0
     """
-    if not objectives:
-        return 1.0
-    total = 0.0
-    for objective in objectives:
-        graded = objective.graded
-        if act.type == objective.event:
-            least, most = objective.threshold, None
-            if objective.kind == "value":
-                least = "user-mean"
-        elif graded is not None and act.type == graded.event:
-            least, most = graded.at_least, graded.at_most
-        else:
-            continue
-        if _reaches(act, evidence, least, 1.0) and _reaches(act, evidence, most, -1.0):
-            total += objective.weight
-    return max(0.0, total)
+    if asked is None:
+        return defaults
+    if isinstance(asked, str):
+        if asked != "personal":
+            raise RequestError("calibration", asked, 'send a number from 0 to 1, "personal" or an object')
+        asked = Wish(personal=True)
+    if not isinstance(asked, Wish):
+        return replace(defaults, strength=_share("calibration", asked), personal=False, target=None)
+    if asked.target is not None and (asked.personal or asked.strength is not None):
+        raise RequestError(
+            "calibration.target", asked.target, "send it without strength and personal, which set lambda"
+        )
+    changed: dict[str, Any] = {}
+    if asked.target is not None:
+        if not 0 <= asked.target < math.inf:
+            raise RequestError("calibration.target", asked.target, "send a miscalibration from 0 up")
+        changed.update(target=asked.target, personal=False)
+    elif asked.personal or asked.strength is not None:
+        changed.update(target=None, personal=asked.personal)
+    if asked.strength is not None:
+        changed["strength"] = _share("calibration.strength", asked.strength)
+    if asked.order is not None:
+        changed["order"] = _share("calibration.order", asked.order)
+    return replace(defaults, **changed)
 
 
-def _reaches(act: Act, evidence: Evidence, bound: float | str | None, sign: float) -> bool:
-    if bound is None:
-        return True
-    if act.value is None:
-        return False
-    if isinstance(bound, str):
-        mean = evidence.mean(act.type)
-        return mean is not None and sign * act.value > sign * mean
-    return sign * act.value >= sign * bound
+def _share(thing: str, value: float) -> float:
+    if not 0 <= value <= 1:
+        raise RequestError(thing, value, "send a number from 0 (utility) to 1 (calibration)")
+    return value
 
 
-def shares(interests_NC: Floats, weights_N: Floats | None = None) -> NDArray[np.float64]:
-    """q(g|u): the share of each category among the shown items that have one; zeros where none has.
+def personal(strength: float, acts: float, confidence: float) -> float:
+    """A person's own lambda: `strength` as far as her profile is known, half of it at `confidence` effective acts.
 
-    Shapes: interests_NC (N, C), weights_N (N,); returns (C,).
-    Source: Steck (2018), eq. 3; items without a category are left out of the denominator.
-    """
-    shown_C = interests_NC.sum(0, dtype=np.float64) if weights_N is None else weights_N @ interests_NC
-    total = shown_C.sum()
-    return shown_C / total if total > 0 else np.asarray(shown_C, np.float64)
-
-
-def miscalibration(target_C: Floats, shown_C: Floats, smoothing: float = 0.01) -> float:
-    """C_KL(p, q): how far the shown shares are from the wanted ones; 0 exactly where they are equal.
-
-    q is smoothed to (1 - alpha) q + alpha p, so that a missing category costs much but not infinitely much.
-
-    Source: Steck (2018), eqs. 4-5.
+    Source: the idea of confidence-aware calibration (naghiaei2022confidence) and personal weights (dasilva2021); the
+    form, the reliability of a mean of n draws, is ours.
 
     Example:
-        >>> miscalibration(np.array([0.5, 0.5]), np.array([0.5, 0.5]))
-        0.0
-        >>> round(miscalibration(np.array([0.5, 0.5]), np.array([1.0, 0.0])), 3)
-        1.959
+        >>> [personal(0.6, acts, confidence=10.0) for acts in (0.0, 10.0)]
+        [0.0, 0.3]
     """
-    wanted = target_C > 0
-    p_C = np.asarray(target_C, np.float64)[wanted]
-    q_C = (1 - smoothing) * np.asarray(shown_C, np.float64)[wanted] + smoothing * p_C
-    return max(0.0, float(p_C @ np.log(p_C / q_C)))
+    return strength * acts / (acts + confidence)
 
 
 def rerank(
@@ -149,53 +140,212 @@ def rerank(
     slots: int,
     strength: float,
     smoothing: float = 0.01,
+    divergence: Divergence = "kl",
+    pinned: Sequence[int] = (),
+    floor: bool = False,
+    order: float = 0.0,
 ) -> NDArray[np.int64]:
     """Choose `slots` candidates for utility and calibration together; return them in the order of utility.
 
-    Greedy maximisation of (1 - lambda) mean(s) + lambda sum_g p(g) log((1 - alpha) q(g) + alpha p(g)), where s is the
-    utility scaled to [0, 1] over the candidates (min-max) and both the mean and q divide by `slots` from the first
-    pick on. So the objective is monotone and submodular (greedy reaches 1 - 1/e of the best gain), and lambda means
-    the same at every slate length. A candidate without categories adds nothing to q. The set is greedy's, the order
-    is utility's: greedy order cost 16 % of NDCG@10 on MovieLens-100K and utility order 0.2 % (docs/decisions.md).
+    Greedy maximisation of (1 - lambda) mean(s) + lambda sum_g gain_g(q(g)), where s is the utility scaled to [0, 1]
+    over the candidates (min-max), both the mean and q divide by `slots` from the first pick on, and gain_g is p log q~
+    for C_KL, sqrt(p q~) for Hellinger (his distance squared, less 1) and the category's part of the negative
+    Jensen-Shannon divergence; q~ = (1 - alpha) q + alpha p. So the objective is submodular, lambda means the same at
+    every slate length, and for the first two it is monotone (greedy reaches 1 - 1/e of the best gain). A candidate
+    without categories adds nothing to q. The set is greedy's, the order is utility's: greedy order cost 16 % of
+    NDCG@10 on MovieLens-100K and utility order 0.2 % (docs/decisions.md).
 
     Args:
         strength: lambda; 0 is utility order alone, 1 calibration alone with utility breaking ties.
         smoothing: alpha.
+        pinned: rows that are chosen in any case. They stand first, as given, and count as the interests they hold.
+        floor: an interest of share p has at least floor(slots p) of the places, or as many as there are candidates
+            that hold it. An item of several categories is a place of each. Pinned items come before it.
+        order: 0 is the order of utility, 1 greedy's own, in which a minority stands higher (see `ordered`).
 
     Shapes: utility_N (N,), interests_NC (N, C), target_C (C,); returns (min(slots, N),) row numbers.
     Source: Steck (2018), eq. 6; differences: scaling of s, the fixed denominator (his eq. 9 in effect), the order.
     """
-    order_N = np.argsort(-utility_N, kind="stable")
-    wanted = np.flatnonzero(target_C > 0)
-    if strength <= 0 or slots >= len(order_N) or wanted.size == 0:
-        return order_N[:slots]
-    sorted_N = np.asarray(utility_N, np.float64)[order_N]
-    span = sorted_N[0] - sorted_N[-1]
-    p_C = np.asarray(target_C, np.float64)[wanted]
-    p_C = p_C / p_C.sum()
-    # rows are categories, so that the few categories a pick changes are contiguous
-    gain_CN = np.ascontiguousarray(interests_NC[np.ix_(order_N, wanted)].T, np.float64) * ((1 - smoothing) / slots)
-    held_C = smoothing * p_C
-    log_CN = np.log(gain_CN + held_C[:, None])
-    weight_C = strength * p_C
-    value_N = weight_C @ log_CN
-    if span > 0:
-        value_N += (1 - strength) / slots * ((sorted_N - sorted_N[-1]) / span)
-    rows = list(zip(gain_CN, log_CN, weight_C.tolist(), strict=True))
-    held = held_C.tolist()
-    chosen = np.empty(slots, np.int64)
-    fresh_N = np.empty_like(value_N)
-    for slot in range(slots):
-        pick = chosen[slot] = int(value_N.argmax())
-        for c in gain_CN[:, pick].nonzero()[0].tolist():  # no other category's term has changed
-            gain_N, log_N, weight = rows[c]
-            held[c] += float(gain_N[pick])
-            np.add(gain_N, held[c], out=fresh_N)
-            np.log(fresh_N, out=fresh_N)
-            np.subtract(fresh_N, log_N, out=log_N)
-            log_N *= weight
-            value_N += log_N
-            log_N[:] = fresh_N
-        value_N[pick] = -np.inf
-    chosen.sort()
-    return order_N[chosen]
+    greedy = _Greedy(
+        utility_N,
+        interests_NC,
+        target_C,
+        slots=slots,
+        smoothing=smoothing,
+        divergence=divergence,
+        pinned=pinned,
+        floor=floor,
+    )
+    return ordered(greedy.order_N, greedy.choose(strength), len(pinned), order)
+
+
+def to_target(
+    utility_N: Floats,
+    interests_NC: Floats,
+    target_C: Floats,
+    *,
+    slots: int,
+    target: float,
+    smoothing: float = 0.01,
+    divergence: Divergence = "kl",
+    pinned: Sequence[int] = (),
+    floor: bool = False,
+    order: float = 0.0,
+) -> tuple[NDArray[np.int64], float]:
+    """The `rerank` with the smallest lambda whose slate is miscalibrated by at most `target`, and that lambda.
+
+    Found by bisection: the lambda returned reaches the target and the one a STEPS-th below does not. Greedy need not
+    be monotone in lambda, so a smaller one further below may reach it by chance. Where none does it is 1.
+
+    Units: target as `divergences` gives it, in nats for "kl".
+    """
+    greedy = _Greedy(
+        utility_N,
+        interests_NC,
+        target_C,
+        slots=slots,
+        smoothing=smoothing,
+        divergence=divergence,
+        pinned=pinned,
+        floor=floor,
+    )
+
+    def found(step: int) -> tuple[NDArray[np.int64], bool]:
+        chosen = greedy.choose(step / STEPS)
+        shown_C = shares(np.asarray(interests_NC)[greedy.order_N[chosen]])
+        return chosen, miscalibration(target_C, shown_C, smoothing, divergence) <= target
+
+    low, high = 0, STEPS
+    chosen, reached = found(low)
+    if not reached and np.asarray(target_C).any():
+        chosen, reached = found(high)
+        while reached and high - low > 1:
+            middle = (low + high) // 2
+            tried, reaches = found(middle)
+            if reaches:
+                chosen, high = tried, middle
+            else:
+                low = middle
+        low = high
+    return ordered(greedy.order_N, chosen, len(pinned), order), low / STEPS
+
+
+def ordered(order_N: NDArray[np.int64], chosen_S: NDArray[np.int64], pins: int, blend: float) -> NDArray[np.int64]:
+    """The chosen candidates in the order to show them: by (1 - blend) x place by utility + blend x place in greedy.
+
+    Args:
+        order_N: all candidates by falling utility.
+        chosen_S: places in that order, as greedy picked them; the first `pins` stay where they are.
+    """
+    free_S = chosen_S[pins:]
+    if blend <= 0:
+        free_S = np.sort(free_S)
+    elif blend < 1:
+        key_S = np.empty(len(free_S))
+        key_S[np.argsort(free_S)] = (1 - blend) * np.arange(len(free_S))
+        key_S += blend * np.arange(len(free_S))
+        free_S = free_S[np.lexsort((free_S, key_S))]
+    shown_N: NDArray[np.int64] = order_N[np.concatenate([chosen_S[:pins], free_S]) if pins else free_S]
+    return shown_N
+
+
+class _Greedy:
+    """Candidates laid out once, to be chosen from at any lambda."""
+
+    def __init__(
+        self,
+        utility_N: Floats,
+        interests_NC: Floats,
+        target_C: Floats,
+        *,
+        slots: int,
+        smoothing: float,
+        divergence: Divergence,
+        pinned: Sequence[int],
+        floor: bool,
+    ) -> None:
+        self.order_N = np.argsort(-utility_N, kind="stable")
+        self.slots = min(slots, len(self.order_N))
+        self.pins = np.zeros(0, np.int64)
+        if len(pinned):
+            place_N = np.empty_like(self.order_N)
+            place_N[self.order_N] = np.arange(len(self.order_N))
+            self.pins = place_N[np.asarray(pinned, np.int64)]
+        self._wanted = np.flatnonzero(target_C > 0)
+        if self._wanted.size == 0 or self.slots == 0:
+            return
+        # what is not wanted adds to Jensen-Shannon only
+        columns = np.arange(len(target_C)) if divergence == "jensen-shannon" else self._wanted
+        p_C = np.asarray(target_C, np.float64)[columns]
+        p_C = p_C / p_C.sum()
+        # rows are categories, so that the few categories a pick changes are contiguous
+        self._gain_CN = np.ascontiguousarray(np.asarray(interests_NC)[np.ix_(self.order_N, columns)].T, np.float64)
+        self._gain_CN *= (1 - smoothing) / self.slots
+        self._held_C = smoothing * p_C
+        self._term, self._weight_C = _terms(divergence, p_C)
+        self._term_CN = self._gain_CN + self._held_C[:, None]
+        self._term(self._term_CN, p_C[:, None], self._term_CN)
+        sorted_N = np.asarray(utility_N, np.float64)[self.order_N]
+        span = sorted_N[0] - sorted_N[-1]
+        self._scaled_N = (sorted_N - sorted_N[-1]) / (span * self.slots) if span > 0 else np.zeros(len(sorted_N))
+        self._p_C = p_C
+        self._owed_C = np.zeros(len(p_C), np.int64)
+        if floor:
+            held_C = np.count_nonzero(self._gain_CN, axis=1)
+            self._owed_C = np.minimum(np.floor(self.slots * p_C + 1e-9).astype(np.int64), held_C)
+
+    def choose(self, strength: float) -> NDArray[np.int64]:
+        """Places in the order of utility, as they were picked, the pinned ones first."""
+        if strength <= 0 or self._wanted.size == 0 or self.slots == 0:
+            rest = np.delete(np.arange(len(self.order_N)), self.pins) if self.pins.size else np.arange(self.slots)
+            return np.concatenate([self.pins, rest])[: self.slots]
+        gain_CN, term, scratch_N = self._gain_CN, self._term, np.empty(len(self.order_N))
+        term_CN, weight_C = self._term_CN.copy(), strength * self._weight_C
+        value_N = weight_C @ term_CN
+        value_N += (1 - strength) * self._scaled_N
+        rows = list(zip(gain_CN, term_CN, weight_C.tolist(), self._p_C.tolist(), strict=True))
+        held, owed = self._held_C.tolist(), self._owed_C.tolist()
+        due, pins = sum(owed), self.pins.tolist()
+        chosen = np.empty(self.slots, np.int64)
+        for slot in range(self.slots):
+            if slot < len(pins):
+                pick = pins[slot]
+            elif due > 0 and due >= self.slots - slot:  # every place left is owed to an interest
+                open_N = (gain_CN[[count > 0 for count in owed]] > 0).any(0)
+                pick = int(np.where(open_N, value_N, -np.inf).argmax())
+            else:
+                pick = int(value_N.argmax())
+            chosen[slot] = pick
+            for c in gain_CN[:, pick].nonzero()[0].tolist():  # no other category's term has changed
+                gain_N, term_N, weight, p = rows[c]
+                if owed[c] > 0:
+                    owed[c] -= 1
+                    due -= 1
+                held[c] += float(gain_N[pick])
+                np.add(gain_N, held[c], out=scratch_N)
+                term(scratch_N, p, scratch_N)
+                np.subtract(scratch_N, term_N, out=term_N)
+                term_N *= weight
+                value_N += term_N
+                term_N[:] = scratch_N
+            value_N[pick] = -np.inf
+        return chosen
+
+
+#: (smoothed shares, p, out): writes a category's gain, up to a factor and a constant
+_Term = Callable[[Array, "Array | float", Array], object]
+
+
+def _terms(divergence: Divergence, p_C: Array) -> tuple[_Term, Array]:
+    """A category's gain as a function of its smoothed share, and what it is multiplied with."""
+    if divergence == "kl":
+        return (lambda q, _, out: np.log(q, out=out)), p_C
+    if divergence == "hellinger":
+        return (lambda q, _, out: np.sqrt(q, out=out)), np.sqrt(p_C)
+    return _jensen_shannon, np.ones_like(p_C)
+
+
+def _jensen_shannon(q: Array, p: Array | float, out: Array) -> None:
+    both = p + q
+    np.subtract(xlogy(both, both / 2), xlogy(q, q), out=out)
+    out /= 2

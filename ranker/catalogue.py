@@ -37,6 +37,9 @@ def fold(item: Item | None, event: events.Item) -> Item:
 class Catalogue:
     """Items in memory, by row, with their interests as a matrix.
 
+    Where several fields hold interests, a category is called `field=value`, and the fields that an item has share it
+    evenly, so that each field is calibrated alike however many categories it names.
+
     Shapes: interests_NC float32, each row the item's share per category (sums to 1, or 0 where it has none).
     """
 
@@ -67,12 +70,18 @@ class Catalogue:
                 self._interests = np.pad(self._interests, ((0, row), (0, 0)))
         else:
             self.items[row] = item
-        for column in (columns := self._of(item.fields)):
+        named = shared_categories(item.fields, self._interest)
+        for category in named:
+            if category not in self._columns:
+                self._columns[category] = len(self.categories)
+                self.categories.append(category)
+        columns = [self._columns[category] for category in named]
+        for column in columns:
             if column >= self._interests.shape[1]:
                 self._interests = np.pad(self._interests, ((0, 0), (0, column)))
         self._interests[row] = 0
         if columns:
-            self._interests[row, columns] = 1 / len(columns)
+            self._interests[row, columns] = list(named.values())
         return row
 
     def fold(self, event: events.Item) -> int:
@@ -108,22 +117,37 @@ class Catalogue:
     def interests_of(self, fields: Mapping[str, Value]) -> NDArray[np.float32]:
         """Interest shares (C,) of fields that came with a request; unknown categories are left out."""
         shares = np.zeros(len(self.categories), np.float32)
-        known = [self._columns[c] for c in named_categories(fields, self._interest) if c in self._columns]
-        if known:
-            shares[known] = 1 / len(known)
-        return shares
-
-    def _of(self, fields: Mapping[str, Value]) -> list[int]:
-        for category in (names := named_categories(fields, self._interest)):
-            if category not in self._columns:
-                self._columns[category] = len(self.categories)
-                self.categories.append(category)
-        return [self._columns[category] for category in names]
+        for category, share in shared_categories(fields, self._interest).items():
+            if category in self._columns:
+                shares[self._columns[category]] = share
+        total = shares.sum()
+        return shares / total if total > 0 else shares
 
 
-def named_categories(fields: Mapping[str, Value], interest: str | None) -> list[str]:
-    """The categories that the interests field of an item names, each once."""
-    value = fields.get(interest) if interest else None
+def shared_categories(fields: Mapping[str, Value], interests: str | tuple[str, ...] | None) -> dict[str, float]:
+    """The categories that the interest fields of an item name, each once, with their shares of the item.
+
+    Example:
+        >>> shared_categories({"genres": ["war", "noir"]}, "genres")
+        {'war': 0.5, 'noir': 0.5}
+        >>> shared_categories({"genres": ["war", "noir"], "era": "40s"}, ("genres", "era"))
+        {'genres=war': 0.25, 'genres=noir': 0.25, 'era=40s': 0.5}
+    """
+    if interests is None:
+        return {}
+    several = not isinstance(interests, str)
+    chosen = (interests,) if isinstance(interests, str) else interests
+    named = {field: categories_of(fields.get(field)) for field in chosen}
+    held = [field for field, categories in named.items() if categories]
+    return {
+        f"{field}={category}" if several else category: 1 / (len(held) * len(named[field]))
+        for field in held
+        for category in named[field]
+    }
+
+
+def categories_of(value: Value) -> list[str]:
+    """The categories that a field's value names, each once."""
     if value is None or value == "":
         return []
     return list(dict.fromkeys(str(v) for v in (value if isinstance(value, list) else [value])))

@@ -21,10 +21,14 @@ FieldKinds = dict[str, FieldKind]
 Threshold = float | Literal["user-mean"]
 Positive = Annotated[float, Meta(gt=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Divergence = Literal["kl", "jensen-shannon", "hellinger"]
 
 
 #: what the base utility is called among the objectives of a request and an answer
 PREFERENCE = "preference"
+#: the group field that is discovered: majority or minority by preference support (ranker/groups.py)
+SUPPORT = "support"
+Method = Literal["erm", "reweight", "group-dro", "maxmin", "self-distil", "pareto"]
 
 
 class Graded(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,10 +62,32 @@ class Objective(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Calibration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Defaults of the calibrated rerank (Steck 2018): `strength` is lambda, `smoothing` alpha."""
+    """Defaults of the calibrated rerank (Steck 2018), which a request may replace.
+
+    Attributes:
+        strength: lambda, from 0 (utility alone) to 1 (proportion alone).
+        personal: lambda grows from 0 to `strength` with what is known of the person, see `confidence`.
+        target: the smallest lambda is solved for that brings the miscalibration down to this; `strength` is unused.
+        confidence: effective acts at which a personal lambda is half of `strength`.
+        order: 0 shows the chosen set in the order of utility, 1 in that of the greedy choice, where minorities stand
+            higher; in between, places are blended.
+        divergence: what miscalibration is measured in.
+        smoothing: alpha, the part of the profile that the slate's shares are mixed with.
+        floor: an interest of share p gets at least floor(slate x p) places while candidates hold it.
+        pseudo_acts: acts at the population's shares that a history is filled up with.
+        half_life: seconds after which an act counts half in the profile.
+    """
 
     strength: Share = 0.3
+    personal: bool = False
+    target: Annotated[float, Meta(ge=0)] | None = None
+    confidence: Positive = 10.0
+    order: Share = 0.0
+    divergence: Divergence = "kl"
     smoothing: Annotated[float, Meta(gt=0, lt=1)] = 0.01
+    floor: bool = False
+    pseudo_acts: Annotated[float, Meta(ge=0)] = 0.0
+    half_life: Positive = 30 * 86_400.0
 
 
 class Preference(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -81,6 +107,37 @@ class Serving(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     candidates: Annotated[int, Meta(ge=1, le=10_000)] = 500
     swap: Share = 0.05
     """share of served slates in which one adjacent pair is swapped, so that position bias stays identifiable"""
+
+
+class Guard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Bounds of personalisation (ranker/guard.py). What a bound costs is in docs/experiments.md, echo-chamber.
+
+    Attributes:
+        on: false lifts all bounds.
+        gap: how far P(preferred to a typical item), over a slate, may lie above the population's; inf lifts it.
+        drift: how far the interests asked for may lie from the person's long-term ones, in total variation; 1 lifts it.
+        novelty: at least this share of the slate, in whole places, lies outside of the dominant interests; 0 lifts it.
+        dominant: the interests that hold this share of a profile, largest first, are its dominant ones.
+    """
+
+    on: bool = True
+    gap: Annotated[float, Meta(ge=0)] = 0.25
+    drift: Share = 0.2
+    novelty: Share = 0.1
+    dominant: Annotated[float, Meta(gt=0, le=1)] = 0.8
+
+
+class Exploration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """In a share of slates one place is drawn anew (ranker/exploration.py); swaps are `serving.swap`.
+
+    Attributes:
+        slot: share of slates in which it is done.
+        uniform: of that, the share drawn uniformly from all that may enter; the rest by `draws` posterior draws.
+    """
+
+    slot: Share = 0.02
+    uniform: Share = 0.1
+    draws: Annotated[int, Meta(ge=1, le=256)] = 16
 
 
 class Learning(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -103,27 +160,66 @@ class Inputs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     request: FieldKinds = {}
 
 
+class Fairness(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Groups in training and judgement (ranker/groups.py, ranker/fair.py); serving never sees them.
+
+    Attributes:
+        method: of the online learner. `plurank train --method` chooses the first version's.
+        field: the group field that is balanced; without it the first declared one, else `support`.
+        discover: also tell majority and minority apart by preference support.
+        tolerance: how far a group may fall below the plain model on held-out data, as a share of 1.
+    """
+
+    method: Method = "erm"
+    field: str | None = None
+    discover: bool = True
+    tolerance: Share = 0.005
+
+
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole declaration. See docs/architecture.md for an annotated example."""
 
     objectives: Annotated[tuple[Objective, ...], Meta(min_length=1, max_length=16)]
     name: str = "plurank"
     fields: Inputs = Inputs()
-    interests: str | None = None
+    interests: str | tuple[str, ...] | None = None
+    """the item fields that hold its categories"""
     groups: tuple[str, ...] = ()
     scale: Literal["tiny", "small", "full"] = "small"
     tenant: str | None = None
     preference: Preference = Preference()
     calibration: Calibration = Calibration()
     serving: Serving = Serving()
+    guard: Guard = Guard()
+    exploration: Exploration = Exploration()
     learning: Learning = Learning()
+    fairness: Fairness = Fairness()
+
+    @property
+    def group_fields(self) -> tuple[str, ...]:
+        """The group fields that are judged and published: the declared ones, and `support` where it is discovered."""
+        return (*self.groups, SUPPORT) if self.fairness.discover else self.groups
+
+    @property
+    def balanced_field(self) -> str | None:
+        """The group field that training balances; None where there is none."""
+        return self.fairness.field or next(iter(self.group_fields), None)
+
+    @property
+    def interest_fields(self) -> tuple[str, ...]:
+        """The fields that `interests` names: none, one or several."""
+        named = self.interests
+        return () if named is None else (named,) if isinstance(named, str) else named
 
 
 _KEYS: dict[str, type[Struct]] = {
     "preference": Preference,
     "calibration": Calibration,
     "serving": Serving,
+    "guard": Guard,
+    "exploration": Exploration,
     "learning": Learning,
+    "fairness": Fairness,
     "fields": Inputs,
     "objectives": Objective,
     "graded": Graded,
@@ -212,12 +308,27 @@ def _check(config: Config, source: str) -> None:
     for group in config.groups:
         if group in inputs:
             raise ConfigError(f"{source}: groups", group, "a group label can never be an input; drop one of the two")
-    if config.interests is not None and config.fields.item.get(config.interests) not in ("category", "categories"):
-        near = difflib.get_close_matches(config.interests, config.fields.item, 1, 0.5)
+    if config.fairness.discover and SUPPORT in config.groups:
+        raise ConfigError(f"{source}: groups", SUPPORT, "this field is discovered; rename it or set fairness.discover")
+    field = config.fairness.field
+    if field is not None and field not in config.group_fields:
+        near = difflib.get_close_matches(field, config.group_fields, 1, 0.5)
+        known = ", ".join(config.group_fields) or "none"
+        hint = f"did you mean {near[0]!r}?" if near else f"declare it under groups; declared are {known}"
+        raise ConfigError(f"{source}: fairness.field", field, hint)
+    for interest in config.interest_fields:
+        if config.fields.item.get(interest) not in ("category", "categories"):
+            near = difflib.get_close_matches(interest, config.fields.item, 1, 0.5)
+            raise ConfigError(
+                f"{source}: interests",
+                interest,
+                f"did you mean {near[0]!r}?" if near else "declare it under [fields.item] as category or categories",
+            )
+        if config.interest_fields.count(interest) > 1:
+            raise ConfigError(f"{source}: interests", interest, "name each field once")
+    if config.calibration.personal and config.calibration.target is not None:
         raise ConfigError(
-            f"{source}: interests",
-            config.interests,
-            f"did you mean {near[0]!r}?" if near else "declare it under [fields.item] as category or categories",
+            f"{source}: calibration.target", config.calibration.target, "drop it, or drop personal: either sets lambda"
         )
     names = [objective.name for objective in config.objectives]
     for place, objective in enumerate(config.objectives):

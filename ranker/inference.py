@@ -26,6 +26,7 @@ from ranker.events import Value
 from ranker.evidence import Act, Answer, Evidence
 from ranker.features import AGES, Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
 from ranker.index import Index
+from ranker.interests import population
 from ranker.mmoe import folding, mixed
 from ranker.model import Model, answers_of, beside_answers, parts
 from ranker.reliability import Population
@@ -52,11 +53,13 @@ class Scores:
         probabilities_NT: tower-free; the predicted value for value objectives.
         logits_NT: tower-free.
         utility_N: r(u, i), the bilinear base utility.
+        phi_NK: the candidates' base rewards.
     """
 
     probabilities_NT: NDArray[np.float32]
     logits_NT: NDArray[np.float32]
     utility_N: NDArray[np.float32]
+    phi_NK: NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -67,6 +70,7 @@ class _Side:
         first_NS: its part of the first layer, or (N, D) its features where `whole` is False.
         tail_NX: [phi, b, wide term, counts].
         typical_K1: the mean of [phi, b] over the items.
+        population_C: shares of the categories in the impressions that the version counted.
         act_NH: its part of an act's hidden layer.
     """
 
@@ -80,6 +84,7 @@ class _Side:
     typical_K1: NDArray[np.float32]
     tags: Tags
     space: Space
+    population_C: NDArray[np.float64]
 
 
 class Inference:
@@ -206,7 +211,17 @@ class Inference:
         tags = self.vocabulary.tags
         space = Space.of(tags.directions(base_NX[:, :-1]), self.prior)
         self._side = _Side(
-            items, first_NS, tail_NX, act_NH, born_N, whole, Index(base_NX), typical_K1, tags=tags, space=space
+            items,
+            first_NS,
+            tail_NX,
+            act_NH,
+            born_N,
+            whole,
+            Index(base_NX),
+            typical_K1,
+            tags=tags,
+            space=space,
+            population_C=population(catalogue.interests_NC[: len(items)], known_N),
         )
         self._catalogue = catalogue
 
@@ -260,6 +275,14 @@ class Inference:
         """Base rewards phi (N, K) and population intercepts b (N,) of attached catalogue rows."""
         tail_NX: NDArray[np.float32] = self._side.tail_NX.numpy()[rows]
         return tail_NX[:, : self.sizes.K], tail_NX[:, self.sizes.K]
+
+    @property
+    def population_C(self) -> NDArray[np.float64]:
+        """The population's interests: the categories' shares of what the version counted as shown lately.
+
+        Shapes: (C,), as many as the catalogue had when it was attached.
+        """
+        return self._side.population_C
 
     def impressions(self) -> NDArray[np.float32]:
         """How often each attached row was shown lately, by the version's own counters (their longest half-life).
@@ -321,7 +344,12 @@ class Inference:
         logits_NT = self._mix(shared_NS) + tail_NX[:, K + 1 : wide_end] + beside_NT[:, :-1]
         utility_N = beside_NT[:, -1] + tail_NX[:, K]
         found = logits_NT.numpy()
-        return Scores(probabilities_NT=self._chances(found), logits_NT=found, utility_N=utility_N.numpy())
+        return Scores(
+            probabilities_NT=self._chances(found),
+            logits_NT=found,
+            utility_N=utility_N.numpy(),
+            phi_NK=tail_NX.numpy()[:, :K],
+        )
 
     @torch.inference_mode()
     def probabilities_at(
@@ -359,7 +387,19 @@ class Inference:
             np.zeros(sizes.K + 1, np.float32),
         )
         tags, space = Tags(), Space.of(np.zeros((0, sizes.K)), self.prior)
-        return _Side([], first_NS, tail_NX, act_NH, born_N, whole, Index(nothing), typical_K1, tags=tags, space=space)
+        return _Side(
+            [],
+            first_NS,
+            tail_NX,
+            act_NH,
+            born_N,
+            whole,
+            Index(nothing),
+            typical_K1,
+            tags=tags,
+            space=space,
+            population_C=np.zeros(0),
+        )
 
     def _shown(self, tail_NX: Tensor) -> NDArray[np.float32]:
         # the counts' first half are impressions, the second outcomes; the longest half-life is last

@@ -371,11 +371,13 @@ def profiled(
     """An interest profile that follows what was written: avoided categories leave it, liked ones hold `share` each.
 
     Liked categories together never hold more than .8, so that history keeps a say. Struck categories need nothing here:
-    their acts are masked before the profile is made.
+    their acts are masked before the profile is made. `interest` is the field of the categories, None where they name
+    it themselves, as `field=value`.
 
     Shapes: target_C sums to 1, or is all zeros where nothing is known; so does the result.
     """
-    place = {f"{interest}={category}": column for column, category in enumerate(categories)}
+    names = categories if interest is None else [f"{interest}={category}" for category in categories]
+    place = {name: column for column, name in enumerate(names)}
     found = np.asarray(target_C, np.float64).copy()
     avoided = [place[key] for key in words.avoids if key in place]
     liked = [place[key] for key in dict.fromkeys(words.likes) if key in place and place[key] not in avoided]
