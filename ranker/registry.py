@@ -6,7 +6,7 @@
                   manifest.json         sha256 of both, tensors, configuration, metrics, parent, index epoch
                   forced.json           only where somebody promoted it against its verdict
     current.json                        the Pointer
-    decisions.jsonl                     every promotion, refusal, rollback and release, with its reasons
+    decisions.jsonl                     every promotion, refusal, canary step, rollback and release, with its reasons
 
 A version is written to a temporary folder, synced and renamed, so it is whole or absent; its id ends in a digest of
 its manifest. The pointer is replaced by atomic rename under a lock and carries a generation, so that two deciders
@@ -42,6 +42,7 @@ KEEP = 20
 WEIGHTS, GOLDEN, LEARNER = "weights.safetensors", "golden.safetensors", "learner.safetensors"
 MANIFEST, FORCED = "manifest.json", "forced.json"
 RESTORE = "restore the folder from a backup, or promote or roll back to another version"
+NO_CANARY: dict[str, Any] = {"canary": None, "share": 0.0, "since": 0}
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -66,7 +67,11 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
 
 class Pointer(Struct, frozen=True, kw_only=True):
-    """What is served. `canary` is a second version that `share` of the users get."""
+    """What is served. `canary` is a second version that `share` of the users get.
+
+    Attributes:
+        since: ms since the epoch at which the canary got its present share; 0 without one.
+    """
 
     version: str
     generation: int
@@ -75,6 +80,7 @@ class Pointer(Struct, frozen=True, kw_only=True):
     pinned: tuple[str, ...] = ()
     canary: str | None = None
     share: float = 0.0
+    since: int = 0
     changed: int = 0
 
     @property
@@ -294,7 +300,9 @@ class Registry:
                 remedy = "`plurank models release` ends the hold" if held else "; ".join(reasons)
                 raise PromotionRefused(version, "held" if held else verdict.decision, remedy)
             before = () if pointer is None or pointer.version == version else (*pointer.trail, pointer.version)
-            moved = self._move(pointer, version=version, trail=before[-KEEP:])
+            moved = self._move(pointer, version=version, trail=before[-KEEP:], **NO_CANARY)
+            if pointer is not None and pointer.canary not in (None, version):
+                self._record("withdraw", pointer.canary, who, pointer=moved, reasons=(f"{version} is served instead",))
             action = "promote" if verdict.decision == "pass" and not held else "force"
             decision = self._record(action, version, who, verdict=verdict, pointer=moved, reasons=verdict.reasons)
             if action == "force":
@@ -321,9 +329,61 @@ class Registry:
             elif to in trail:
                 trail = trail[: trail.index(to)]
             self.load(to)
-            moved = self._move(pointer, version=to, trail=trail, held=True, canary=None, share=0.0)
+            moved = self._move(pointer, version=to, trail=trail, held=True, **NO_CANARY)
+            if pointer is not None and pointer.canary is not None:
+                self._record("withdraw", pointer.canary, who, pointer=moved, reasons=(f"a rollback to {to}",))
             reasons = (f"from {pointer.version}",) if pointer else ()
             self._record("rollback", to, who, pointer=moved, reasons=reasons)
+        return moved
+
+    def canary(
+        self, version: str, share: float, *, who: str, generation: int | None = None, verdict: Verdict | None = None
+    ) -> Pointer:
+        """Serve this version to a share of the users beside the current one, or change the share of the one that runs.
+
+        It needs no passing verdict, for it is how one is come by: `ranker/canary.py` compares the two.
+
+        Args:
+            generation: the pointer's generation that this was decided on; refused if it moved since.
+            verdict: what was found so far, kept with the decision.
+
+        Raises:
+            PromotionRefused: a rollback holds the pointer.
+            RegistryError: nothing is served yet, the version is served to all, another canary runs, the share is no
+                share, the version is damaged, or the pointer moved meanwhile.
+        """
+        if not 0 < share < 1:
+            raise RegistryError("share", share, "give a share above 0 and below 1; promote a version to serve it to all")
+        self.load(version)
+        with self._locked():
+            pointer = self._decided(generation)
+            if pointer.held:
+                raise PromotionRefused(version, "held", "`plurank models release` ends the hold of the rollback")
+            if version == pointer.version:
+                raise RegistryError("canary", version, "it is served to everybody already; name another version")
+            if pointer.canary not in (None, version):
+                raise RegistryError("canary", version, f"{pointer.canary} is one; withdraw it first")
+            moved = self._move(pointer, canary=version, share=share, since=_now())
+            action = "canary" if pointer.canary is None else "grow" if share > pointer.share else "shrink"
+            told = () if verdict is None else verdict.reasons
+            reasons = (f"{share:.0%} of the users", *told)
+            self._record(action, version, who, verdict=verdict, pointer=moved, reasons=reasons)
+        return moved
+
+    def withdraw(
+        self, *, who: str, reasons: tuple[str, ...] = (), generation: int | None = None, verdict: Verdict | None = None
+    ) -> Pointer:
+        """End the canary: all are served the current version again.
+
+        Raises:
+            RegistryError: there is no canary, or the pointer moved meanwhile.
+        """
+        with self._locked():
+            pointer = self._decided(generation)
+            if pointer.canary is None:
+                raise RegistryError("canary", None, "there is none to withdraw")
+            moved = self._move(pointer, **NO_CANARY)
+            self._record("withdraw", pointer.canary, who, verdict=verdict, pointer=moved, reasons=reasons)
         return moved
 
     def release(self, *, who: str) -> Pointer:
@@ -364,6 +424,13 @@ class Registry:
         return found
 
     # -- files -------------------------------------------------------------------------------------------------
+
+    def _decided(self, generation: int | None) -> Pointer:
+        """The pointer, if it is where it was when this was decided."""
+        pointer = self._served()
+        if generation is not None and pointer.generation != generation:
+            raise RegistryError("generation", generation, f"the pointer is at {pointer.generation}; judge again")
+        return pointer
 
     def _served(self) -> Pointer:
         pointer = self.current()

@@ -205,3 +205,65 @@ def test_what_the_learner_needs_to_go_on_comes_back_and_is_checked(kept: Registr
     path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(RegistryError, match="learner"):
         kept.state(version)
+
+
+def test_a_canary_is_tried_on_a_share_grows_and_is_withdrawn_with_its_reasons(kept: Registry) -> None:
+    first, second = save(kept, 1), save(kept, 2)
+    kept.promote(first, PASS, who="t")
+    assert kept.canary(second, 0.05, who="ada").share == 0.05
+    pointer = kept.canary(second, 0.2, who="monitor", verdict=HOLD)
+    assert (pointer.version, pointer.canary, pointer.share) == (first, second, 0.2)
+    assert pointer.since == pointer.changed
+    pointer = kept.withdraw(who="monitor", reasons=("clicks fell",), verdict=REFUSE)
+    assert (pointer.version, pointer.canary, pointer.share, pointer.since) == (first, None, 0.0, 0)
+    assert [(d.action, d.version, d.reasons, d.measures) for d in kept.decisions()[1:]] == [
+        ("canary", second, ("5% of the users",), {}),
+        ("grow", second, ("20% of the users", "few slates"), {}),
+        ("withdraw", second, ("clicks fell",), {}),
+    ]
+    with pytest.raises(RegistryError, match="none to withdraw"):
+        kept.withdraw(who="ada")
+
+
+def test_a_canary_needs_a_sound_version_a_share_and_a_pointer_that_is_free(kept: Registry) -> None:
+    first, second, third = (save(kept, n) for n in range(3))
+    with pytest.raises(RegistryError, match="promote a version first"):
+        kept.canary(first, 0.1, who="t")
+    generation = kept.promote(first, PASS, who="t").generation
+    for version, share, told in ((second, 1.0, "share"), (second, 0.0, "share"), (first, 0.1, "everybody already")):
+        with pytest.raises(RegistryError, match=told):
+            kept.canary(version, share, who="t")
+    kept.canary(second, 0.1, who="t", generation=generation)
+    with pytest.raises(RegistryError, match="withdraw it first"):
+        kept.canary(third, 0.1, who="t")
+    for act in (kept.withdraw, lambda **more: kept.canary(second, 0.5, **more)):
+        with pytest.raises(RegistryError, match="judge again"):
+            act(who="late", generation=generation)
+    path = kept.root / "versions" / third / "weights.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    kept.withdraw(who="t")
+    with pytest.raises(RegistryError, match="weights"):
+        kept.canary(third, 0.1, who="t")
+    kept.promote(second, PASS, who="t")
+    kept.rollback(who="ada")
+    with pytest.raises(PromotionRefused, match="release"):
+        kept.canary(second, 0.1, who="t")
+
+
+def test_promotion_and_rollback_end_a_canary_and_say_so(kept: Registry) -> None:
+    first, second, third = (save(kept, n) for n in range(3))
+    kept.promote(first, PASS, who="t")
+    kept.canary(second, 0.5, who="t")
+    assert kept.promote(second, PASS, who="monitor").canary is None
+    assert kept.decisions()[-1].action == "promote"
+    kept.canary(third, 0.5, who="t")
+    pointer = kept.rollback(who="ada")
+    assert (pointer.version, pointer.canary, pointer.share) == (first, None, 0.0)
+    assert [(d.action, d.version) for d in kept.decisions(last=2)] == [("withdraw", third), ("rollback", first)]
+
+
+def test_prune_keeps_the_canary(kept: Registry) -> None:
+    versions = [save(kept, n) for n in range(5)]
+    kept.promote(versions[4], PASS, who="t")
+    kept.canary(versions[0], 0.1, who="t")
+    assert kept.prune(keep=1) == versions[1:4]
