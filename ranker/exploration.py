@@ -246,7 +246,8 @@ class Explorer:
             window: so many first places may be drawn.
             allowed_N: what may enter the slate from beyond it; all candidates without it.
         """
-        if self.config.slot <= 0 or len(order_S) == 0:
+        window = min(window, len(order_S))
+        if self.config.slot <= 0 or window <= 0:
             return explore(order_S, swap, seed)
         enters_N = np.isfinite(utility_N) if allowed_N is None else allowed_N & np.isfinite(utility_N)
         enters_N[order_S] = False
@@ -256,7 +257,7 @@ class Explorer:
         moved_DK = self._moved(user, taste) * np.float32(_slope(utility_M, reward_M))
         utility_DM = moved_DK @ phi_NK[rows_M].T
         utility_DM += utility_M
-        odds = odds_of(utility_DM, min(window, len(order_S)), self.config.uniform)
+        odds = odds_of(utility_DM, window, self.config.uniform)
         return explore(order_S, swap, seed, share=self.config.slot, odds=odds, beyond=beyond)
 
     def _moved(self, user: str, taste: Taste) -> NDArray[np.float32]:
@@ -264,8 +265,7 @@ class Explorer:
         variates_DK: NDArray[np.float32] = self._bank_BDK[zlib.crc32(user.encode()) % BANK]
         precision = taste.precision_K
         if precision.ndim == 1:
-            found_DK: NDArray[np.float32] = variates_DK / np.sqrt(precision)
-            return found_DK
+            return np.asarray(variates_DK / np.sqrt(precision), np.float32)
         # precision = L L', so L'^-1 x has the covariance precision^-1; LAPACK itself, for numpy's checks take longer
         lower_KK, _ = spotrf(precision, lower=1)
         moved_KD, _ = strtrs(lower_KK, variates_DK.T, lower=1, trans=1)
