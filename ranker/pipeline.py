@@ -7,25 +7,28 @@ Axes: N candidates, C categories (interests), T objectives, S places of the slat
 """
 
 import math
-import random
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from ranker import calibration
+from ranker.calibration import Wish
 from ranker.catalogue import Catalogue, Item
-from ranker.config import PREFERENCE, Config
+from ranker.config import PREFERENCE, Calibration, Config
+from ranker.divergence import attention, divergences
 from ranker.errors import RequestError
 from ranker.events import MAX_ITEMS, Value
 from ranker.evidence import EMPTY, Evidence
+from ranker.exploration import Explorer
 from ranker.summary import profiled
 
 if TYPE_CHECKING:
@@ -43,7 +46,9 @@ class Request:
     Attributes:
         limit: places of the slate. Without it, all given items are placed, and config.serving.slate are recommended.
         weights: by objective name, "preference" for the base utility; what it does not name keeps its weight.
-        calibration: lambda of the calibrated rerank, 0 to 1; None for the configured one.
+        calibration: lambda of the calibrated rerank, 0 to 1, "personal", or a Wish; None for what is configured.
+        pinned: items that stand first in any case, as given. Of given items, or of the catalogue to recommend from.
+        excluded: items that are taken out of the candidates.
         fields: the request's fields (device, place, ...).
         now: ms since the epoch.
         seed: drawn from the ranking id, so that a slate's exploration can be repeated.
@@ -54,7 +59,9 @@ class Request:
     items: Sequence[str | Item] | None = None
     limit: int | None = None
     weights: Mapping[str, float] | None = None
-    calibration: float | None = None
+    calibration: float | str | Wish | None = None
+    pinned: Sequence[str] = ()
+    excluded: Sequence[str] = ()
     fields: dict[str, Value] = field(default_factory=dict)
     now: int = 0
     explain: bool = False
@@ -95,10 +102,15 @@ class Slate:
         timings_ms: by stage, in the order of the stages, with `total`.
         removed: (item, reason) of every candidate that was taken out before scoring or for its score.
         evidence: how much of each source the taste rests on.
-        miscalibration: C_KL of the calibrated places, None where the user has no profile.
+        miscalibration: how far the calibrated places are from the profile, None where the user has none (C_KL, or in
+            the configured divergence).
         miscalibration_before: the same in plain utility order.
+        exposure_miscalibration: the same as shown, each place weighed by how much it is looked at, for a minority item
+            that always stands last is not served.
+        strength: lambda, as used.
         profile: the interests asked for, where `explain` was asked.
         swapped: the upper position of the exchanged pair, where exploration exchanged one.
+        explored: the position that exploration drew anew, where it drew one.
     """
 
     version: str
@@ -109,8 +121,11 @@ class Slate:
     evidence: dict[str, int]
     miscalibration: float | None
     miscalibration_before: float | None
+    exposure_miscalibration: float | None = None
+    strength: float = 0.0
     profile: dict[str, float] | None = None
     swapped: int | None = None
+    explored: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +136,26 @@ class _Pool:
     rows: NDArray[np.int64]
     extra: list[Item]
     removed: list[tuple[str, str]]
+
+
+class _Chosen(NamedTuple):
+    """What the rerank chose, by rows of the pool.
+
+    Attributes:
+        order_S: the slate, in order.
+        before_S: what plain utility would show in the calibrated places.
+        interests_NC: of all candidates.
+        strength: lambda, as used.
+        pins: so many of the first places are pinned.
+        free_N: what exploration may draw; all of them without it.
+    """
+
+    order_S: NDArray[np.int64]
+    before_S: NDArray[np.int64]
+    interests_NC: NDArray[np.float32]
+    strength: float = 0.0
+    pins: int = 0
+    free_N: NDArray[np.bool_] | None = None
 
 
 class Pipeline:
@@ -135,6 +170,7 @@ class Pipeline:
         self.config, self.inference, self.catalogue, self.version = config, inference, catalogue, version
         self._known: OrderedDict[tuple[str, str, int, int, int], tuple[Taste, NDArray[np.float64]]] = OrderedDict()
         self._lock = threading.Lock()
+        self.explorer = Explorer(config.exploration, inference.sizes.K)
         self._weights = {objective.name: objective.weight for objective in config.objectives}
         self._weights[PREFERENCE] = config.preference.weight
 
@@ -146,11 +182,13 @@ class Pipeline:
         """
         watch = _Watch()
         weights = self._weights_of(request)
-        strength = self._strength_of(request)
+        manner = self._manner(request, evidence)
 
         taste, target_C = self.known(request.user, evidence, request.now)
         watch.lap("taste")
         pool = self._given(request) if request.items is not None else self._retrieved(request, evidence, taste)
+        if request.pinned or request.excluded:
+            pool = self._settled(request, pool)
         watch.lap("candidates")
         scores = self.inference.score(
             taste, user=evidence.fields, request=request.fields, rows=pool.rows, extra=pool.extra, now=request.now
@@ -159,12 +197,32 @@ class Pipeline:
         preferred_N = self.inference.preferred(taste, scores.utility_N)
         utility_N = scores.probabilities_NT @ np.array(weights_T) + weight * preferred_N
         watch.lap("score")
-        order_S, shown = self._ordered(request, target_C, pool, utility_N, strength)
+        chosen = self._ordered(request, target_C, pool, utility_N, manner)
         watch.lap("calibrate")
-        order_S, propensity_S, swapped = explore(order_S, self.config.serving.swap, request.seed)
+        drawn = self.explorer.explore(
+            chosen.order_S[chosen.pins :],  # what is pinned stays where it is
+            self.config.serving.swap,
+            request.seed,
+            user=request.user,
+            taste=taste,
+            phi_NK=scores.phi_NK,
+            reward_N=scores.utility_N,
+            utility_N=utility_N,
+            window=self.config.serving.slate - chosen.pins,
+            allowed_N=chosen.free_N,
+        )
+        if chosen.pins:
+            drawn = drawn.below(chosen.order_S[: chosen.pins])
         watch.lap("explore")
+        shown = self._miscalibrated(target_C, chosen, drawn.order_S)
         placed = self._placed(
-            request, pool, scores, preferred_N, utility_N=utility_N, order_S=order_S, propensity_S=propensity_S
+            request,
+            pool,
+            scores,
+            preferred_N,
+            utility_N=utility_N,
+            order_S=drawn.order_S,
+            propensity_S=drawn.propensity_S,
         )
         watch.lap("slate")
 
@@ -177,8 +235,11 @@ class Pipeline:
             evidence=dict(taste.sources),
             miscalibration_before=shown[0],
             miscalibration=shown[1],
+            exposure_miscalibration=shown[2],
+            strength=chosen.strength,
             profile=self._named(target_C) if request.explain else None,
-            swapped=swapped,
+            swapped=drawn.swapped,
+            explored=drawn.slot,
         )
 
     def known(self, user: str, evidence: Evidence, now: int) -> "tuple[Taste, NDArray[np.float64]]":
@@ -214,11 +275,19 @@ class Pipeline:
                 raise RequestError(f"weights.{name}", weight, "send a finite number")
         return {**self._weights, **(request.weights or {})}
 
-    def _strength_of(self, request: Request) -> float:
-        strength = self.config.calibration.strength if request.calibration is None else request.calibration
-        if not 0 <= strength <= 1:
-            raise RequestError("calibration", strength, "send a number from 0 (utility) to 1 (calibration)")
-        return strength
+    def _manner(self, request: Request, evidence: Evidence) -> Calibration:
+        """How to calibrate; a personal lambda is made out of what is known of the person."""
+        manner = calibration.settled(self.config.calibration, request.calibration)
+        if not manner.personal:
+            return manner
+        acts = calibration.effective_acts(
+            self.inference.masked(evidence),
+            self.catalogue,
+            request.now,
+            objectives=self.config.objectives,
+            half_life=manner.half_life * 1000,
+        )
+        return replace(manner, strength=calibration.personal(manner.strength, acts, manner.confidence))
 
     def _limit_of(self, request: Request, candidates: int) -> int:
         if request.limit is None:
@@ -265,15 +334,44 @@ class Pipeline:
         removed = [(items[row].id, "already in the history") for row in found[seen_N].tolist()]
         return _Pool([items[row].id for row in rows.tolist()], rows, [], removed)
 
+    def _settled(self, request: Request, pool: _Pool) -> _Pool:
+        """The candidates without those that the request excludes, and with those that it pins."""
+        pinned, excluded = dict.fromkeys(request.pinned), frozenset(request.excluded)
+        for item in pinned:
+            if item in excluded:
+                raise RequestError("pinned", item, "pin it or exclude it, not both")
+        most = min(self._limit_of(request, len(pool.ids)), self.config.serving.slate)
+        if len(pinned) > most:
+            raise RequestError("pinned", len(pinned), f"pin at most {most}, the places that are calibrated")
+        held = set(pool.ids)
+        rows, extra = pool.rows, pool.extra
+        if any(item in held for item in excluded):
+            keep_N = np.array([item not in excluded for item in pool.ids])
+            pool.removed.extend((item, "excluded by the request") for item in pool.ids if item in excluded)
+            extra = [item for item, keep in zip(extra, keep_N[len(rows) :].tolist(), strict=True) if keep]
+            rows = rows[keep_N[: len(rows)]]
+        added = [item for item in pinned if item not in held]
+        for item in added:
+            if request.items is not None:
+                raise RequestError("pinned", item, "name it among the items, too")
+            if self.catalogue.get(item) is None:
+                raise RequestError("pinned", item, "pin items of the catalogue; post an item event for a new one")
+        found = self.catalogue.find(added)
+        rows = np.concatenate([rows, found[found < self.inference.attached]])
+        items = self.catalogue.items
+        extra = [*extra, *(items[row] for row in found[found >= self.inference.attached].tolist())]
+        ids = [items[row].id for row in rows.tolist()] + [item.id for item in extra]
+        return _Pool(ids, rows, extra, pool.removed)
+
     def _ordered(
         self,
         request: Request,
         target_C: NDArray[np.float64],
         pool: _Pool,
         utility_N: NDArray[np.float32],
-        strength: float,
-    ) -> tuple[NDArray[np.int64], tuple[float | None, float | None]]:
-        """The slate's rows in order, and C_KL before and after.
+        manner: Calibration,
+    ) -> "_Chosen":
+        """The slate's rows in order.
 
         The first config.serving.slate places are the calibrated set; places beyond them follow in utility order.
         """
@@ -284,34 +382,69 @@ class Pipeline:
         order_N = np.argsort(-utility_N, kind="stable")[: int(finite_N.sum())]
         places = min(self._limit_of(request, len(order_N)), len(order_N))
         window = min(places, self.config.serving.slate)
-        if not target_C.any() or window == 0:
-            return order_N[:places], (None, None)
         interests_NC = self._interests(pool, target_C.size)
-        alpha = self.config.calibration.smoothing
-        picked = calibration.rerank(
-            utility_N[order_N],
-            interests_NC[order_N],
-            target_C,
-            slots=window,
-            strength=strength,
-            smoothing=alpha,
-        )
-        first_S = order_N[picked]
-        shown = [
-            calibration.miscalibration(target_C, calibration.shares(interests_NC[rows]), alpha)
-            for rows in (order_N[:window], first_S)
-        ]
+        pins: list[int] = []
+        if request.pinned:
+            place = {pool.ids[n]: rank for rank, n in enumerate(order_N.tolist())}
+            pins = [place[item] for item in dict.fromkeys(request.pinned) if item in place]
+        if window == 0 or not (target_C.any() or pins):
+            return _Chosen(order_N[:places], order_N[:window], interests_NC)
+        arguments: dict[str, Any] = {
+            "slots": window,
+            "smoothing": manner.smoothing,
+            "divergence": manner.divergence,
+            "pinned": pins,
+            "floor": manner.floor,
+            "order": manner.order,
+        }
+        strength, candidates = manner.strength, (utility_N[order_N], interests_NC[order_N], target_C)
+        if manner.target is None:
+            picked = calibration.rerank(*candidates, strength=strength, **arguments)
+        else:
+            picked, strength = calibration.to_target(*candidates, target=manner.target, **arguments)
+        order_S, free_N = order_N[picked], None
         if places > window:
-            first_S = np.concatenate([first_S, np.delete(order_N, picked)[: places - window]])
-        return first_S, (shown[0], shown[1])
+            order_S = np.concatenate([order_S, np.delete(order_N, picked)[: places - window]])
+        if pins:
+            free_N = np.ones(len(utility_N), np.bool_)
+            free_N[order_N[pins]] = False
+        return _Chosen(order_S, order_N[:window], interests_NC, strength, len(pins), free_N)
+
+    def _miscalibrated(
+        self, target_C: NDArray[np.float64], chosen: "_Chosen", order_S: NDArray[np.int64]
+    ) -> tuple[float | None, float | None, float | None]:
+        """How far the calibrated places are from the profile in order of utility, as shown, and as looked at."""
+        places = len(chosen.before_S)
+        if not target_C.any() or places == 0:
+            return None, None, None
+        shown_SC = chosen.interests_NC[order_S[:places]]
+        before_C = chosen.interests_NC[chosen.before_S].sum(0)
+        shares_3C = np.stack([before_C, shown_SC.sum(0), attention(places) @ shown_SC])
+        total_31 = shares_3C.sum(1, keepdims=True)
+        declared = self.config.calibration
+        before, shown, seen = divergences(
+            target_C, shares_3C / np.where(total_31 > 0, total_31, 1), declared.smoothing, declared.divergence
+        ).tolist()
+        return before, shown, seen
 
     def _profile(self, evidence: Evidence, now: int) -> NDArray[np.float64]:
         """The interests to hold: those of the history that was not struck, and what the user wrote."""
         known, objectives = self.inference.masked(evidence), self.config.objectives
-        target_C = calibration.profile(known, self.catalogue, now, objectives=objectives)
+        declared = self.config.calibration
+        target_C = calibration.profile(
+            known,
+            self.catalogue,
+            now,
+            objectives=objectives,
+            half_life=declared.half_life * 1000,
+            # of whom nothing is known has no interests to hold, not the population's
+            population_C=self.inference.population_C if declared.pseudo_acts and known.history else None,
+            pseudo_acts=declared.pseudo_acts,
+        )
         if not (evidence.words.likes or evidence.words.avoids):
             return target_C
-        return profiled(target_C, self.catalogue.categories, evidence.words, self.config.interests)
+        field = self.config.interests if isinstance(self.config.interests, str) else None
+        return profiled(target_C, self.catalogue.categories, evidence.words, field)
 
     def _interests(self, pool: _Pool, categories: int) -> NDArray[np.float32]:
         known_NC = self.catalogue.interests_NC[pool.rows, :categories]
@@ -365,38 +498,6 @@ class Pipeline:
 
     def _named(self, share_C: NDArray[np.floating]) -> dict[str, float]:
         return {self.catalogue.categories[c]: float(share_C[c]) for c in np.flatnonzero(share_C)}
-
-
-def explore(
-    order_S: NDArray[np.int64], swap: float, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.float64], int | None]:
-    """With probability `swap`, exchange one adjacent pair, each pair being as likely as the others.
-
-    So the same item is seen at two positions now and then, which is what makes position bias identifiable.
-
-    Returns: the order drawn, P(item at this position | request) for every place of it over all draws, and the
-    upper position of the exchanged pair or None.
-
-    Shapes: order_S (S,), propensity (S,).
-
-    Example:
-        >>> explore(np.array([7, 8, 9]), 0.0, seed=1)
-        (array([7, 8, 9]), array([1., 1., 1.]), None)
-    """
-    places = len(order_S)
-    if places < 2 or swap <= 0:
-        return order_S, np.ones(places), None
-    each = swap / (places - 1)
-    stay_S = np.full(places, 1 - 2 * each)
-    stay_S[[0, -1]] = 1 - each
-    draw = random.Random(seed)
-    if draw.random() >= swap:
-        return order_S, stay_S, None
-    upper = draw.randrange(places - 1)
-    order_S = order_S.copy()
-    order_S[[upper, upper + 1]] = order_S[[upper + 1, upper]]
-    stay_S[[upper, upper + 1]] = each
-    return order_S, stay_S, upper
 
 
 class _Watch:

@@ -1,21 +1,19 @@
 import math
 import threading
-from collections import Counter
 
+import msgspec
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from ranker.catalogue import Catalogue, Item
-from ranker.config import Calibration, Config, Inputs, Objective, Preference, Serving
+from ranker.config import Calibration, Config, Exploration, Inputs, Objective, Preference, Serving
 from ranker.errors import RequestError
 from ranker.events import Interaction
 from ranker.evidence import EMPTY, Act, Answer, Evidence, fold
 from ranker.inference import Inference
 from ranker.model import Model
-from ranker.pipeline import MOMENT_MS, Pipeline, Request, explore
+from ranker.pipeline import MOMENT_MS, Pipeline, Request
 
 GENRES = ["action", "comedy", "drama", "noir"]
 CONFIG = Config(
@@ -251,7 +249,8 @@ def test_the_same_seed_gives_the_same_slate():
 
 
 def test_a_swap_exchanges_neighbours_and_keeps_propensities_with_their_places():
-    pipeline = make(Config(objectives=CONFIG.objectives, scale="tiny", serving=Serving(swap=1.0)))
+    still = Exploration(slot=0.0)
+    pipeline = make(Config(objectives=CONFIG.objectives, scale="tiny", serving=Serving(swap=1.0), exploration=still))
     slate = pipeline.rank(Request(user="u", items=[f"i{n}" for n in range(5)], now=NOW, seed=4))
     assert slate.swapped is not None
     upper, lower = slate.items[slate.swapped], slate.items[slate.swapped + 1]
@@ -260,32 +259,23 @@ def test_a_swap_exchanges_neighbours_and_keeps_propensities_with_their_places():
     assert [item.position for item in slate.items] == [0, 1, 2, 3, 4]
 
 
-def test_exploration_logs_what_two_items_and_three_items_make_exact():
-    order, chance, swapped = explore(np.array([4, 5]), 0.2, seed=0)
-    assert chance.tolist() == pytest.approx([0.8, 0.8] if swapped is None else [0.2, 0.2])
-    order, chance, swapped = explore(np.array([4, 5, 6]), 0.2, seed=2)
-    assert swapped is None
-    assert order.tolist() == [4, 5, 6]
-    assert chance.tolist() == pytest.approx([0.9, 0.8, 0.9])
-
-
-@given(st.integers(2, 6), st.floats(0.05, 1.0))
-@settings(max_examples=10, deadline=None)
-def test_logged_propensities_are_the_frequencies_of_the_draw(places, swap):
-    draws, order = 4000, np.arange(places)
-    seen: Counter[tuple[int, int]] = Counter()
-    logged: dict[tuple[int, int], float] = {}
-    for seed in range(draws):
-        drawn, chance, _ = explore(order, swap, seed)
-        for place, (item, p) in enumerate(zip(drawn.tolist(), chance.tolist(), strict=True)):
-            seen[place, item] += 1
-            assert logged.setdefault((place, item), p) == p
-    for pair, count in seen.items():
-        p = logged[pair]
-        assert 0 < p <= 1
-        assert abs(count / draws - p) <= 5 * math.sqrt(p * (1 - p) / draws) + 1e-9
-    for place in range(places):
-        assert sum(p for (at, _), p in logged.items() if at == place) <= 1 + 1e-9
+def test_a_place_drawn_anew_is_told_with_its_exact_chance():
+    config = msgspec.structs.replace(CONFIG, exploration=Exploration(slot=1.0, uniform=1.0))
+    pipeline, plain = make(config), make(msgspec.structs.replace(CONFIG, exploration=Exploration(slot=0.0)))
+    given = [f"i{n}" for n in range(25)]
+    usual = [item.id for item in plain.rank(Request(user="u", items=given, limit=10, now=NOW)).items]
+    came = set()
+    for seed in range(60):
+        slate = pipeline.rank(Request(user="u", items=given, limit=10, now=NOW, seed=seed))
+        assert slate.explored is not None
+        shown = [item.id for item in slate.items]
+        assert shown[: slate.explored] == usual[: slate.explored]
+        drawn = slate.items[slate.explored]
+        came.add(drawn.id)
+        if drawn.id not in usual:
+            assert drawn.propensity == pytest.approx(1 / 10 / (25 - slate.explored))
+            assert shown == [*usual[: slate.explored], drawn.id, *usual[slate.explored : -1]]
+    assert len(came) > 15
 
 
 def test_calibration_can_be_switched_off_by_configuration():
