@@ -17,6 +17,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from ranker.config import Config
 from ranker.events import Comparison, Interaction, fields_of
 from ranker.evidence import Answer, Evidence
 from ranker.slates import Compared, Example
@@ -42,18 +43,37 @@ def answered(event: Comparison, evidence: Evidence, objectives: int) -> Example 
 
 def graded(event: Interaction, evidence: Evidence, objectives: int) -> Example | None:
     """A grade against an earlier one, which the event's own name draws; None where no other grade differs."""
+    place = _contrast(event, evidence)
+    if place is None:
+        return None
+    history, value = evidence.history, event.value or 0.0
+    other = history[place]
+    items = (event.item, other.item) if value > (other.value or 0.0) else (other.item, event.item)
+    context = replace(evidence, history=history[:place] + history[place + 1 :])
+    return _example(event, context, items, objectives, Compared(0, 1, 1.0))
+
+
+def sides(event: Interaction, evidence: Evidence) -> tuple[str, str] | None:
+    """The two items that `graded` compares, the preferred one first, without the rest of the example."""
+    place = _contrast(event, evidence)
+    if place is None:
+        return None
+    other = evidence.history[place]
+    return (event.item, other.item) if (event.value or 0.0) > (other.value or 0.0) else (other.item, event.item)
+
+
+def _contrast(event: Interaction, evidence: Evidence) -> int | None:
+    """Place of the earlier act that a grade is compared with: the first that can be, from a drawn one on and around."""
     if event.value is None:
         return None
     history = evidence.history
     draw = zlib.crc32(f"{event.user}\0{event.item}".encode("utf-8", "surrogatepass"))
-    # the first that can be compared, from a drawn place on and around
-    for place in (*range(draw % max(len(history), 1), len(history)), *range(draw % max(len(history), 1))):
+    first = draw % max(len(history), 1)
+    for place in (*range(first, len(history)), *range(first)):
         other = history[place]
         if other.type != event.type or other.value is None or other.value == event.value or other.item == event.item:
             continue
-        items = (event.item, other.item) if event.value > other.value else (other.item, event.item)
-        context = replace(evidence, history=history[:place] + history[place + 1 :])
-        return _example(event, context, items, objectives, Compared(0, 1, 1.0))
+        return place
     return None
 
 
@@ -67,17 +87,10 @@ def chosen(
         worth_NT: how often less each row is acted on at its place than at an unknown one; 1 where it is not given.
     """
     known_NT = example.labels_NT * (example.mask_NT > 0)
-    gain_N = known_NT @ np.asarray(weights_T, np.float32)
-    if not gain_N.max(initial=0.0) > 0:
-        return None
     pairs = []
-    for one in np.argsort(-gain_N, kind="stable")[:MOST].tolist():
-        others = np.flatnonzero(gain_N < gain_N[one])
-        if gain_N[one] <= 0 or not len(others):
-            break
-        draw = zlib.crc32(f"{example.ranking}\0{one}".encode("utf-8", "surrogatepass"))
+    for one, other in choices(example, weights_T):
         worth = 1.0 if worth_NT is None else float(worth_NT[one, (known_NT[one] > 0) & (weights_T > 0)].min())
-        pairs.append((one, int(others[draw % len(others)]), min(1 / max(worth, 1e-6), CLIP)))
+        pairs.append((one, other, min(1 / max(worth, 1e-6), CLIP)))
     if not pairs:
         return None
     rows = sorted({row for one, other, _ in pairs for row in (one, other)})
@@ -97,6 +110,27 @@ def chosen(
         closing=False,
         pairs=tuple(Compared(rows.index(one), rows.index(other), 1.0, weight=w) for one, other, w in pairs),
     )
+
+
+def choices(example: Example, weights_T: NDArray[np.floating]) -> list[tuple[int, int]]:
+    """Rows of a slate: those that earned most, each with one that earned less, which the ranking's name draws."""
+    gain_N = (example.labels_NT * (example.mask_NT > 0)) @ np.asarray(weights_T, np.float32)
+    if not gain_N.max(initial=0.0) > 0:
+        return []
+    found = []
+    for one in np.argsort(-gain_N, kind="stable")[:MOST].tolist():
+        others = np.flatnonzero(gain_N < gain_N[one])
+        if gain_N[one] <= 0 or not len(others):
+            break
+        draw = zlib.crc32(f"{example.ranking}\0{one}".encode("utf-8", "surrogatepass"))
+        found.append((one, int(others[draw % len(others)])))
+    return found
+
+
+def gains(config: Config) -> NDArray[np.float32]:
+    """What makes a row of a slate preferred to another, (T,): the weights of the binary objectives."""
+    weights = [one.weight if one.kind == "binary" else 0.0 for one in config.objectives]
+    return np.array(weights, np.float32)
 
 
 def place(answer: Answer) -> int:

@@ -140,6 +140,18 @@ class Exploration(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     draws: Annotated[int, Meta(ge=1, le=256)] = 16
 
 
+class Retrieval(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How candidates are found among the catalogue (ranker/retrieval.py).
+
+    Attributes:
+        share: of the candidates that is drawn by interest of the person's profile; the rest by utility alone.
+        tastes: each interest is searched with the taste that its own acts speak for.
+    """
+
+    share: Share = 0.5
+    tastes: bool = True
+
+
 class Learning(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The learner's rates; `seed` makes a run repeatable."""
 
@@ -190,6 +202,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     preference: Preference = Preference()
     calibration: Calibration = Calibration()
     serving: Serving = Serving()
+    retrieval: Retrieval = Retrieval()
     guard: Guard = Guard()
     exploration: Exploration = Exploration()
     learning: Learning = Learning()
@@ -216,6 +229,7 @@ _KEYS: dict[str, type[Struct]] = {
     "preference": Preference,
     "calibration": Calibration,
     "serving": Serving,
+    "retrieval": Retrieval,
     "guard": Guard,
     "exploration": Exploration,
     "learning": Learning,

@@ -27,6 +27,7 @@ from ranker.config import Config, Threshold
 from ranker.errors import ConfigError
 from ranker.events import Comparison, Event, Forget, Interaction, Ranking, User
 from ranker.evidence import EMPTY, Evidence, Mean, fold
+from ranker.groups import Groups
 from ranker.slates import BLANK, Example, Foreseen, Mark, Packed, Slate
 
 __all__ = ["KEEP", "Example", "Joiner"]
@@ -53,7 +54,7 @@ class _State(Struct, array_like=True):
     categories: list[str]
     pool: list[Evidence]
     users: list[tuple[str, int]]
-    groups: dict[str, dict[str, str]]
+    groups: bytes
     forgotten: list[tuple[str, int]]
     slates: list[Packed]
     held: list[tuple[str, list[_Held]]]
@@ -85,11 +86,11 @@ class Joiner:
         self.config = config
         self.catalogue = Catalogue(config)
         self.evidence: OrderedDict[str, Evidence] = OrderedDict()
-        self.groups: dict[str, dict[str, str]] = {}
+        self.groups = Groups(config)
         self.ignored = self.duplicates = self.dropped = 0
         self._users, self._most, self._opening, self._pairs = users, slates, opening, pairs
-        self._group_fields = frozenset(config.groups)
-        self._objectives = len(config.objectives)
+        self._group_fields, self._discover = frozenset(config.groups), config.fairness.discover
+        self._objectives, self._gain_T = len(config.objectives), comparisons.gains(config)
         waits = [round(objective.wait * 1000) for objective in config.objectives]
         self._stages = sorted(set(waits))
         self._closing = [np.array([wait == stage for wait in waits]) for stage in self._stages]
@@ -138,14 +139,18 @@ class Joiner:
         if isinstance(event, Interaction):
             self._advance(time, partition, out)
             self._feedback(event, time, partition, before, out)
+            if self._discover and event.ranking is None and (found := comparisons.sides(event, before)):
+                self.groups.compare(user, *found)
             if self._pairs and event.ranking is None:
                 self._compared(comparisons.graded(event, _as_of(before, time, []), self._objectives), out)
         elif isinstance(event, Comparison):
             self.catalogue.see((event.preferred, event.over), time)
+            if event.outcome == "preferred" and event.retracts is None:
+                self.groups.compare(user, event.preferred, event.over)
             if self._pairs:
                 self._compared(comparisons.answered(event, _as_of(before, time, []), self._objectives), out)
-        elif isinstance(event, User) and self._group_fields:
-            self._group(event)
+        elif isinstance(event, User):
+            self.groups.declare(event)
         return out
 
     def catch_up(self, partitions: Iterable[int] | None = None) -> list[Example]:
@@ -175,21 +180,11 @@ class Joiner:
         self.evidence.move_to_end(user)
         if len(self.evidence) > self._users:
             oldest, _ = self.evidence.popitem(last=False)
-            self.groups.pop(oldest, None)
-
-    def _group(self, event: User) -> None:
-        for name, value in events.fields_of(event.fields).items():
-            if name not in self._group_fields:
-                continue
-            if value is None:
-                self.groups.get(event.user, {}).pop(name, None)
-            else:
-                text = str(value).lower() if isinstance(value, bool) else str(value)
-                self.groups.setdefault(event.user, {})[name] = text
+            self.groups.forget(oldest)
 
     def _forget(self, user: str, time: int) -> None:
         self.evidence.pop(user, None)
-        self.groups.pop(user, None)
+        self.groups.forget(user)
         for ranking in [name for name, slate in self._slates.items() if slate.user == user]:
             del self._slates[ranking]
         for ranking, held in list(self._held.items()):
@@ -254,7 +249,11 @@ class Joiner:
             if rows_N.any():
                 out.append(slate.example(mask_NT, None if rows_N.all() else np.flatnonzero(rows_N)))
             if slate.stage == len(self._stages):
-                out.append(slate.example(slate.status_NT != BLANK, closing=True))
+                closed = slate.example(slate.status_NT != BLANK, closing=True)
+                if self._discover:
+                    for one, other in comparisons.choices(closed, self._gain_T):
+                        self.groups.compare(closed.user, closed.items[one], closed.items[other])
+                out.append(closed)
             last = slate.stage == len(self._stages)
             after = self._keep if last else self._stages[slate.stage]
             heapq.heappush(due, (slate.time + after, number, ranking))
@@ -351,7 +350,7 @@ class Joiner:
                 categories=self.catalogue.categories,
                 pool=[evidence for _, evidence in pool.values()],
                 users=users,
-                groups=self.groups,
+                groups=self.groups.state(),
                 forgotten=list(self._forgotten.items()),
                 slates=slates,
                 held=list(self._held.items()),
@@ -377,7 +376,7 @@ class Joiner:
         # the one object of all who have none: else equal states would differ in their bytes
         pool = [EMPTY if evidence == EMPTY else evidence for evidence in state.pool]
         self.evidence = OrderedDict((user, pool[place]) for user, place in state.users)
-        self.groups = state.groups
+        self.groups.load(state.groups)
         self._forgotten = OrderedDict(state.forgotten)
         shared = {item.id: item.id for item in state.items}
         self._slates = OrderedDict(

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from ranker.batch import Batch, collate
 from ranker.catalogue import Catalogue
-from ranker.comparisons import chosen
+from ranker.comparisons import chosen, gains
 from ranker.config import Config
 from ranker.errors import CheckpointError
 from ranker.events import Event
@@ -114,8 +114,7 @@ class Learner:
         # an objective that weighs nothing by default is still learned: a request may give it weight
         self._share_T = 0.5 + 0.5 * self._weight_T.abs() / largest
         self._value_T = torch.tensor([objective.kind == "value" for objective in config.objectives])
-        #: what makes a row of a slate preferred to another
-        self._gain_T = np.where([o.kind == "binary" for o in config.objectives], self._weight_T.numpy(), 0)
+        self._gain_T = gains(config)
         self._alone_T = [o.kind == "binary" and o.threshold is None and o.graded is None for o in config.objectives]
         #: everything that `state` keeps besides weights, optimiser, random state and notes
         self._kept = {

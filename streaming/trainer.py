@@ -308,7 +308,7 @@ class Trainer:
             self._progress.add(example, None if known is None else known.chances_NT)
             # slates of others tell only of catastrophes: the last few of a step will do
             ours = example.served_NT is not None and example.version is not None
-            groups = self.joiner.groups.get(example.user)
+            groups = self.joiner.groups.of(example.user)
             if known is not None and (ours or place >= len(closed) - OTHERS):
                 self.candidate.add(example, known.chances_NT, groups, utility_N=known.utility_N)
             if example.served_NT is not None and ours:

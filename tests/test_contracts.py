@@ -13,21 +13,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 import ranker
 from ranker import events
 from ranker.catalogue import Catalogue
 from ranker.config import Config, parse
-from ranker.evidence import EMPTY, fold
+from ranker.events import Event
+from ranker.evidence import EMPTY, Evidence, fold, pack
 from ranker.fairness import GroupSums
 from ranker.gate import Sums
 from ranker.golden import made_up
+from ranker.groups import Groups
 from ranker.inference import Inference
 from ranker.join import Example, Joiner
 from ranker.learner import Learner
 from ranker.metrics import resamples
 from ranker.mmoe import MMoE
 from ranker.model import Model
+from ranker.pipeline import Pipeline, Request
 from ranker.simulation import Audience, Population, Tastes
 from ranker.summary import Policy
 
@@ -174,10 +178,18 @@ def filled_groups(found: GroupSums) -> GroupSums:
     return found
 
 
+def filled_labels(found: Groups) -> Groups:
+    found.declare(events.User(id="e", timestamp=1, user="p1", fields=[events.Field("taste_group", "g0")]))
+    for number in range(3):
+        found.compare("p1", f"s{number}", "s9")
+    return found
+
+
 STATEFUL: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "Joiner": (lambda: Joiner(config()), filled_joiner),
     "Learner": (lambda: Learner(config()), learned),
     "Sums": (lambda: Sums(config()), filled_sums),
+    "Groups": (lambda: Groups(config()), filled_labels),
     "GroupSums": (lambda: GroupSums(config()), filled_groups),
 }
 #: a class whose state and load mean something else, and one whose state is a part of the learner's
@@ -325,6 +337,40 @@ def test_group_labels_never_reach_what_serving_reads(inference: tuple[Inference,
     _, joiner = inference
     assert joiner.groups["p0"] == {"taste_group": "g0"}
     assert all("taste_group" not in evidence.fields for evidence in joiner.evidence.values())
+
+
+@pytest.mark.parametrize("labels", ["absent", "permuted", "one for all"])
+def test_slates_are_bit_identical_whatever_the_group_labels(labels: str) -> None:
+    """The same log with other labels, through fold, evidence and pipeline under the same weights."""
+
+    def relabelled(event: Event) -> Event:
+        if not isinstance(event, events.User) or labels == "present":
+            return event
+        others = [one for one in event.fields if one.name != "taste_group"]
+        number = "one" if labels == "one for all" else f"g{(int(event.user[1:]) * 7 + 3) % 5}"
+        return structs.replace(event, fields=others + [events.Field("taste_group", number)] * (labels != "absent"))
+
+    def slates(change: Callable[[Event], Event]) -> tuple[list[Any], bytes]:
+        evidence: dict[str, Evidence] = {}
+        catalogue = Catalogue(config())
+        for event in map(change, population().events(ratings=4)):
+            if isinstance(event, events.Item):
+                catalogue.fold(event)
+            else:
+                before = evidence.get(event.user, EMPTY)
+                evidence[event.user] = fold(before, event, groups=frozenset(config().groups))
+        serving = Inference(config(), weights)
+        serving.attach(catalogue)
+        pipeline = Pipeline(config(), serving, catalogue, "v1")
+        items = list(catalogue.rows)
+        requests = [Request(user=user, items=items, limit=10, now=50_000, seed=7) for user in sorted(evidence)]
+        return [pipeline.rank(one, evidence[one.user]).items for one in requests], pack(evidence["p3"])
+
+    joiner, learner = Joiner(config()), Learner(config())
+    learner.learn(joined(joiner), joiner.catalogue)
+    weights = learner.weights()
+    assert any(isinstance(event, events.User) for event in population().events(ratings=4))
+    assert slates(relabelled) == slates(lambda event: event)
 
 
 def test_learning_does_not_change_its_examples() -> None:

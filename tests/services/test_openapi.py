@@ -45,3 +45,33 @@ def test_openapi_names_the_parameters_of_every_person_route(service: Service) ->
             assert "404" in operation["responses"]
     assert "Choice" in document["components"]["schemas"]
     assert json.loads(msgspec.json.encode(document)) == document
+
+
+def test_no_answer_about_a_person_has_room_for_a_group(service: Service) -> None:
+    document = service.call("GET", "/openapi.json", scope=None).json()
+    schemas = document["components"]["schemas"]
+
+    def names(schema: object) -> set[str]:
+        """Every property that this schema can hold, through its references."""
+        found: set[str] = set()
+        todo, done = [schema], set[str]()
+        while todo:
+            one = todo.pop()
+            if isinstance(one, list):
+                todo += one
+            elif isinstance(one, dict):
+                found |= set(one.get("properties", {}))
+                todo += one.values()
+                name = str(one.get("$ref", "")).rpartition("/")[2]
+                if name and name not in done:
+                    done.add(name)
+                    todo.append(schemas[name])
+        return found
+
+    personal = [path for path in document["paths"] if path.startswith(("/v1/users/", "/v1/rank", "/v1/recommend"))]
+    assert len(personal) >= 7
+    for path in personal:
+        for method, operation in document["paths"][path].items():
+            held = names([answer["content"] for answer in operation["responses"].values() if "content" in answer])
+            assert held, (method, path)
+            assert not held & {"group", "groups", "support", "majority", "minority", "gender"}, (method, path)
