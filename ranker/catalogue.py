@@ -4,6 +4,7 @@ Each item keeps its latest fields and the time it was first seen, so that its ag
 log has no item events. Rows are stable: an item keeps its row for the life of the catalogue.
 """
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -50,6 +51,8 @@ class Catalogue:
         self.categories: list[str] = []
         self._columns: dict[str, int] = {}
         self._interests = np.zeros((64, 8), np.float32)
+        self._members: list[array[int]] = []
+        self._left: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -70,15 +73,19 @@ class Catalogue:
                 self._interests = np.pad(self._interests, ((0, row), (0, 0)))
         else:
             self.items[row] = item
+            self._left.update(np.flatnonzero(self._interests[row]).tolist())
         named = shared_categories(item.fields, self._interest)
         for category in named:
             if category not in self._columns:
                 self._columns[category] = len(self.categories)
                 self.categories.append(category)
         columns = [self._columns[category] for category in named]
+        while len(self._members) < len(self.categories):
+            self._members.append(array("i"))
         for column in columns:
             if column >= self._interests.shape[1]:
                 self._interests = np.pad(self._interests, ((0, 0), (0, column)))
+            self._members[column].append(row)
         self._interests[row] = 0
         if columns:
             self._interests[row, columns] = list(named.values())
@@ -108,6 +115,30 @@ class Catalogue:
     def find(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Rows of the ids, -1 where unknown."""
         return np.fromiter((self.rows.get(item, -1) for item in ids), np.int64, len(ids))
+
+    def members(self, column: int) -> NDArray[np.int32]:
+        """The rows whose items have a share in the category, without a look at the others; each once.
+
+        Example:
+            >>> from ranker.config import parse
+            >>> like = {"name": "like", "event": "like"}
+            >>> config = {"objectives": [like], "interests": "tag", "fields": {"item": {"tag": "category"}}}
+            >>> catalogue = Catalogue(parse(config))
+            >>> rows = [catalogue.put(Item(f"i{n}", {"tag": tag})) for n, tag in enumerate(["noir", "farce", "noir"])]
+            >>> row = catalogue.put(Item("i0", {"tag": "farce"}))
+            >>> catalogue.members(0).tolist(), catalogue.members(1).tolist()
+            ([2], [1, 0])
+        """
+        if column >= len(self._members):
+            return np.zeros(0, np.int32)
+        found = np.array(self._members[column], np.int32)
+        if column not in self._left:
+            return found
+        # an item that was replaced may have left, or stand here twice
+        found = np.unique(found[self._interests[found, column] > 0])
+        self._members[column] = array("i", found.tobytes())
+        self._left.discard(column)
+        return found
 
     @property
     def interests_NC(self) -> NDArray[np.float32]:

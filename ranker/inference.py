@@ -4,7 +4,7 @@ Axes: D features, K taste, S shared inputs of the experts, T objectives, F input
 """
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 from operator import is_not
@@ -24,12 +24,13 @@ from ranker.counters import Counters
 from ranker.errors import RegistryError
 from ranker.events import Value
 from ranker.evidence import Act, Answer, Evidence
-from ranker.features import AGES, Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
-from ranker.index import Index
+from ranker.features import AGES, Acts, Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
+from ranker.index import Among, Index
 from ranker.interests import population
 from ranker.mmoe import folding, mixed
 from ranker.model import Model, answers_of, beside_answers, parts
 from ranker.reliability import Population
+from ranker.retrieval import Drawn, draw
 from ranker.summary import Space, Summariser, masked, words_factor
 from ranker.taste import Factor, Taste, fuse
 from ranker.vocabulary import Tags, Vocabulary
@@ -265,11 +266,43 @@ class Inference:
         acts = acts_of([evidence], self.sizes.acts)
         if not acts.items:
             return [], {"history": 0}
+        precision_AK, information_AK = self._by_act(acts, now)
+        return [Factor(precision_AK.sum(0), information_AK.sum(0))], {"history": len(acts.items)}
+
+    def _by_act(self, acts: Acts, now: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """What each act adds to the prior: precision and information, (A, K) each."""
         hidden_AH = self._acted_on(acts.items)
         hidden_AH *= self._kinds_of(acts.kinds) + act_inputs(acts, now) @ self._act_inputs
         raw_AK, mean_AK = np.split(hidden_AH @ self._out + self._out_bias, 2, axis=1)
         precision_AK = np.maximum(raw_AK, 0) + np.log(1 + np.exp(-np.abs(raw_AK)))  # softplus
-        return [Factor(precision_AK.sum(0), (precision_AK * mean_AK).sum(0))], {"history": len(acts.items)}
+        return precision_AK, precision_AK * mean_AK
+
+    def tastes(
+        self, taste: Taste, evidence: Evidence, now: int, interests: NDArray[np.int64]
+    ) -> dict[int, NDArray[np.float32]]:
+        """What the person wants of each interest: her taste, moved to where the acts of this interest alone put it.
+
+        A posterior of many acts has one mode, between the things that she likes; what she likes of one interest may lie
+        elsewhere. Answers and words, which belong to no interest, count in each. Interests without an act are left out.
+
+        Args:
+            taste: of the same evidence.
+            interests: columns of the catalogue's categories.
+
+        Shapes: (K,) each.
+        """
+        evidence = self.masked(evidence)
+        acts = acts_of([evidence], self.sizes.acts)
+        if not acts.items or not len(interests) or self._catalogue is None:
+            return {}
+        rows_A = self._find(acts.items)
+        held_IA = (self._catalogue.interests_NC[rows_A][:, interests] > 0).T & (rows_A >= 0)
+        precision_AK, information_AK = self._by_act(acts, now)
+        alone_IK = (self.prior.information + held_IA @ information_AK) / (self.prior.precision + held_IA @ precision_AK)
+        whole_K = (self.prior.information + information_AK.sum(0)) / (self.prior.precision + precision_AK.sum(0))
+        acted: list[bool] = np.any(held_IA, axis=1).tolist()
+        moved_IK = (taste.mean_K + alone_IK - whole_K).astype(np.float32)
+        return {c: moved_K for c, moved_K, known in zip(interests.tolist(), moved_IK, acted, strict=True) if known}
 
     def base(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Base rewards phi (N, K) and population intercepts b (N,) of attached catalogue rows."""
@@ -368,9 +401,43 @@ class Inference:
             self._towers[key] = tower_NT
         return self._chances(logits_NT + tower_NT)
 
-    def retrieve(self, taste: Taste, count: int) -> NDArray[np.int64]:
-        """Catalogue rows by falling r(u, i)."""
-        return self._side.index.search(np.append(taste.mean_K, np.float32(1)), count)
+    def retrieve(
+        self,
+        taste: Taste,
+        count: int,
+        *,
+        target_C: NDArray[np.floating] | None = None,
+        tastes: Mapping[int, NDArray[np.float32]] | None = None,
+        share: float = 0.0,
+        among: Among | None = None,
+        without: Collection[int] = (),
+    ) -> Drawn:
+        """Catalogue rows of large r(u, i): without `target_C` by falling r(u, i), else by interest first.
+
+        Args:
+            tastes: what to search an interest with; the taste itself where it has no entry.
+            share, among, without: see `retrieval.draw`.
+        """
+        catalogue, one = self._catalogue, np.ones(1, np.float32)
+        known = catalogue is not None and target_C is not None
+        return draw(
+            self._side.index,
+            np.append(taste.mean_K, one),
+            count,
+            interests_NC=catalogue.interests_NC if catalogue is not None else np.zeros((0, 0), np.float32),
+            target_C=target_C if known and target_C is not None else np.zeros(0),
+            share=share,
+            own={c: np.append(mean_K, one) for c, mean_K in (tastes or {}).items()},
+            members=catalogue.members if catalogue is not None else lambda _: np.zeros(0, np.int64),
+            among=among,
+            without=without,
+        )
+
+    def fresh(self, since: int) -> NDArray[np.bool_]:
+        """Which attached rows were first seen at this time (ms) or later."""
+        side = self._side
+        found: NDArray[np.bool_] = side.born_N[: len(side.seen)] >= since
+        return found
 
     def examination(self, depth: int = 50) -> NDArray[np.float64]:
         """How likely each place is acted on against the first, per objective, for a typical impression: (depth, T)."""

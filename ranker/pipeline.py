@@ -6,6 +6,7 @@ place between the calibrated set and exploration, which stays last so that its p
 Axes: N candidates, C categories (interests), T objectives, S places of the slate.
 """
 
+import difflib
 import math
 import threading
 import time
@@ -29,6 +30,7 @@ from ranker.errors import RequestError
 from ranker.events import MAX_ITEMS, Value
 from ranker.evidence import EMPTY, Evidence
 from ranker.exploration import Explorer
+from ranker.index import Among
 from ranker.summary import profiled
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ class Request:
         now: ms since the epoch.
         seed: drawn from the ranking id, so that a slate's exploration can be repeated.
         exclude_seen: recommend nothing that is already in the history (given items are never excluded).
+        categories: recommend only items that have one of these; all of them without any.
+        fresh_since: recommend only items first seen at this time (ms) or later.
     """
 
     user: str
@@ -67,6 +71,8 @@ class Request:
     explain: bool = False
     seed: int = 0
     exclude_seen: bool = True
+    categories: Sequence[str] = ()
+    fresh_since: int | None = None
 
 
 class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
@@ -186,7 +192,9 @@ class Pipeline:
 
         taste, target_C = self.known(request.user, evidence, request.now)
         watch.lap("taste")
-        pool = self._given(request) if request.items is not None else self._retrieved(request, evidence, taste)
+        pool = (
+            self._given(request) if request.items is not None else self._retrieved(request, evidence, taste, target_C)
+        )
         if request.pinned or request.excluded:
             pool = self._settled(request, pool)
         watch.lap("candidates")
@@ -325,14 +333,47 @@ class Pipeline:
         rows = np.fromiter(known.values(), np.int64, len(known))
         return _Pool([*known, *extra], rows, list(extra.values()), removed)
 
-    def _retrieved(self, request: Request, evidence: Evidence, taste: "Taste") -> _Pool:
-        seen = list({act.item for act in evidence.history}) if request.exclude_seen else []
-        wanted = max(self.config.serving.candidates, self._limit_of(request, 0))
-        found = self.inference.retrieve(taste, wanted + len(seen))
-        seen_N = np.isin(found, self.catalogue.find(seen))
-        items, rows = self.catalogue.items, found[~seen_N][:wanted]
-        removed = [(items[row].id, "already in the history") for row in found[seen_N].tolist()]
-        return _Pool([items[row].id for row in rows.tolist()], rows, [], removed)
+    def _retrieved(self, request: Request, evidence: Evidence, taste: "Taste", target_C: NDArray[np.float64]) -> _Pool:
+        """Candidates out of the catalogue: of each interest a share, the rest by utility (ranker/retrieval.py)."""
+        how, seen = self.config.retrieval, {act.item for act in evidence.history} if request.exclude_seen else set()
+        tastes = {}
+        if how.share > 0 and how.tastes and target_C.any():
+            tastes = self.inference.tastes(taste, evidence, request.now, np.flatnonzero(target_C))
+        barred = self.catalogue.find([*seen, *request.excluded])
+        drawn = self.inference.retrieve(
+            taste,
+            max(self.config.serving.candidates, self._limit_of(request, 0)),
+            target_C=target_C,
+            tastes=tastes,
+            share=how.share,
+            among=self._filtered(request),
+            without=barred[barred >= 0].tolist(),
+        )
+        names = [self.catalogue.items[row].id for row in drawn.passed.tolist()]
+        excluded = frozenset(request.excluded)
+        removed = [
+            (name, "excluded by the request" if name in excluded else "already in the history") for name in names
+        ]
+        return _Pool([self.catalogue.items[row].id for row in drawn.rows.tolist()], drawn.rows, [], removed)
+
+    def _filtered(self, request: Request) -> Among | None:
+        """What the request's categories and freshness leave of the catalogue; None where it asks for neither."""
+        if not request.categories and request.fresh_since is None:
+            return None
+        allowed_R = np.ones(self.inference.attached, np.bool_)
+        if request.categories:
+            allowed_R[:] = False
+            known = self.catalogue.categories
+            for name in request.categories:
+                if name not in known:
+                    near = difflib.get_close_matches(name, known, 1, 0.5)
+                    hint = f"did you mean {near[0]!r}?" if near else f"there are {len(known)}: " + ", ".join(known[:20])
+                    raise RequestError("categories", name, hint if known else "no item has a category yet")
+                rows = self.catalogue.members(known.index(name))
+                allowed_R[rows[rows < len(allowed_R)]] = True
+        if request.fresh_since is not None:
+            allowed_R &= self.inference.fresh(request.fresh_since)
+        return Among.of(allowed_R)
 
     def _settled(self, request: Request, pool: _Pool) -> _Pool:
         """The candidates without those that the request excludes, and with those that it pins."""

@@ -119,7 +119,7 @@ def test_the_base_utility_learns_to_retrieve() -> None:
     assert reports[-1].retrieval < reports[0].retrieval
     inference = Inference(of, learner.weights())
     inference.attach(known)
-    found = inference.retrieve(inference.taste(EMPTY, 10**6), 8)
+    found = inference.retrieve(inference.taste(EMPTY, 10**6), 8).rows
     assert np.mean([row < 8 for row in found]) > 0.7
 
 

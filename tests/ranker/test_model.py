@@ -376,7 +376,7 @@ def test_retrieval_is_ordered_by_utility(built):
     *_, inference = built
     taste = inference.taste(some_evidence(7), NOW)
     utility_N = inference.score(taste, user={}, request={}, rows=np.arange(ITEMS), now=NOW).utility_N
-    found = inference.retrieve(taste, 10)
+    found = inference.retrieve(taste, 10).rows
     assert utility_N[found] == pytest.approx(np.sort(utility_N)[::-1][:10], abs=1e-5)
 
 
