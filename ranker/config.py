@@ -152,6 +152,24 @@ class Retrieval(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tastes: bool = True
 
 
+class Canary(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a version is tried on a part of the users (`ranker/canary.py`).
+
+    Attributes:
+        trials: whether the trainer's passing candidates are tried before they are promoted.
+        ladder: shares of the users, one after the other; after the last the version is promoted.
+        slates: closed slates of the canary before each next step.
+        window: seconds of event time after which a canary that is not shown to be harmless is withdrawn.
+        tolerance: relative harm (of gain or log loss) that must be excluded before it is promoted.
+    """
+
+    trials: bool = False
+    ladder: Annotated[tuple[Annotated[float, Meta(gt=0, lt=1)], ...], Meta(min_length=1)] = (0.05, 0.2, 0.5)
+    slates: Annotated[int, Meta(ge=20)] = 300
+    window: Positive = 3600.0
+    tolerance: Positive = 0.05
+
+
 class Learning(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The learner's rates; `seed` makes a run repeatable."""
 
@@ -206,6 +224,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     guard: Guard = Guard()
     exploration: Exploration = Exploration()
     learning: Learning = Learning()
+    canary: Canary = Canary()
     fairness: Fairness = Fairness()
 
     @property
@@ -233,6 +252,7 @@ _KEYS: dict[str, type[Struct]] = {
     "guard": Guard,
     "exploration": Exploration,
     "learning": Learning,
+    "canary": Canary,
     "fairness": Fairness,
     "fields": Inputs,
     "objectives": Objective,

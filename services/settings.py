@@ -29,6 +29,7 @@ _TABLES: dict[str, type[Struct]] = {
     "calibration": declared.Calibration,
     "serving": declared.Serving,
     "learning": declared.Learning,
+    "canary": declared.Canary,
 }
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
