@@ -1,10 +1,11 @@
 """Group unfairness as ratios of additive sums, published so that no single request reveals anybody's group.
 
-Every number a group is judged by is a quotient of two sums over its slates (or impressions), so sums of shards, of
-windows and of restarts add up, and a gap is the difference of two quotients. What may be seen of the sums is decided
-here too, once, for metrics, store and API alike: see `GroupSums.publish`.
+Every number a group is judged by is a quotient of sums over its slates (ranker/tally.py), so sums of shards, of windows
+and of restarts add up, and a gap is the difference of two quotients. What may be seen of the sums is decided here,
+once, for metrics, store and API alike: see `GroupSums.publish`. Sums of single people, from which intervals and the
+inequality among people come (ranker/spread.py), are released by the same step, and only aggregates of them ever leave.
 
-Axes: N items of a slate, T objectives, B probability bins.
+Axes: V sums of a tally.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,75 +15,22 @@ from typing import Any
 
 import numpy as np
 from msgspec import msgpack
-from numpy.typing import NDArray
 
-from ranker import calibration, metrics
+from ranker import tally
 from ranker.catalogue import Catalogue
 from ranker.config import Config
 from ranker.errors import CheckpointError
-from ranker.join import Example
+from ranker.slates import Example
+from ranker.tally import ALL, Floats, Label
 
-#: (arm, group field, group value); the field "all" with the value "all" is everybody
-Label = tuple[str, str, str]
 #: slates of the served version, of a canary beside it, and slates that plurank did not serve
 ARMS = ("current", "canary", "external")
-ALL, OTHER, UNKNOWN = "all", "other", "unknown"
-#: NDCG is taken over this many places
-PLACES = 10
-#: fixed edges, so that bins of different shards add up; closer where click rates lie
-EDGES = np.array([0.01, 0.02, 0.04, 0.07, 0.12, 0.2, 0.35, 0.5, 0.75])
-BINS = len(EDGES) + 1
+OTHER, UNKNOWN = "other", "unknown"
+#: single people's sums that are kept at once; beyond, slates still count for their groups
+MOST = 10_000
 
-
-@dataclass(slots=True, eq=False)
-class Tally:
-    """The sums of one group. Tallies add.
-
-    Attributes:
-        counts_T4: per objective: impressions whose label is known, outcomes (sum of labels), NDCG summed over
-            slates, and the number of slates with a positive, over which NDCG is defined.
-        bins_TB3: per objective and bin of predicted probability: rows, predicted (sum), outcomes (sum).
-        slates: how many.
-        miscalibration: C_KL summed over the slates of users with a profile.
-        profiled: the number of those slates.
-    """
-
-    counts_T4: NDArray[np.float64]
-    bins_TB3: NDArray[np.float64]
-    slates: int = 0
-    miscalibration: float = 0.0
-    profiled: int = 0
-
-    @classmethod
-    def empty(cls, objectives: int) -> "Tally":
-        """Nothing yet."""
-        return cls(np.zeros((objectives, 4)), np.zeros((objectives, BINS, 3)))
-
-    def add(self, other: "Tally") -> None:
-        """Take in the other's sums."""
-        self.counts_T4 += other.counts_T4
-        self.bins_TB3 += other.bins_TB3
-        self.slates += other.slates
-        self.miscalibration += other.miscalibration
-        self.profiled += other.profiled
-
-    def pack(self) -> list[Any]:
-        """As plain data, for msgpack."""
-        counts, bins = self.counts_T4.ravel().tolist(), self.bins_TB3.ravel().tolist()
-        return [counts, bins, self.slates, self.miscalibration, self.profiled]
-
-    @classmethod
-    def unpack(cls, raw: list[Any]) -> "Tally":
-        """Out of `pack`."""
-        counts, bins, slates, total, profiled = raw
-        objectives = len(counts) // 4
-        return cls(
-            np.array(counts).reshape(objectives, 4),
-            np.array(bins).reshape(objectives, BINS, 3),
-            slates,
-            total,
-            profiled,
-        )
+#: what was released of each person, by the labels that she counts for
+Released = dict[tuple[Label, ...], dict[bytes, Floats]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,11 +42,15 @@ class Row:
         outcomes: sum of their labels; for binary objectives the number of positives.
         scored: impressions whose served probability was logged.
         predicted: sum of those probabilities.
+        pairs: of two items of one slate with different outcomes; `foretold` of them in the order that came true.
         rate: outcomes / impressions: CTR for a click objective.
+        accuracy: foretold / pairs.
+        auc: of the logged probabilities over all rows of the group, from bins of them (`tally.auc_error`).
         calibration_error: sum over bins of |predicted - outcomes| / scored.
         bias: (predicted - outcomes) / scored: above 0, the group is promised more than it gets.
         ndcg: mean NDCG@10 of the order served, over `ranked`, the slates with at least one positive.
         miscalibration: mean C_KL(profile, slate), over the `profiled` slates; the same for every objective.
+        exposure: mean share of attention that goes where the person's interests are, over the `exposed` slates.
     """
 
     arm: str
@@ -110,23 +62,34 @@ class Row:
     outcomes: float
     scored: float
     predicted: float
+    pairs: float
+    foretold: float
     ndcg_sum: float
     ranked: float
     miscalibration_sum: float
     profiled: int
+    exposure_sum: float
+    exposed: int
     rate: float | None
+    accuracy: float | None
+    auc: float | None
     calibration_error: float | None
     bias: float | None
     ndcg: float | None
     miscalibration: float | None
+    exposure: float | None
 
 
 @dataclass(slots=True, eq=False)
 class _Cell:
-    """Sums of the users who share all group values, with up to `minimum` of them by hash."""
+    """Sums of the people who share all group values, and of each of them; None where there was no room for hers."""
 
-    tally: Tally
-    users: set[bytes] = field(default_factory=set)
+    sums_V: Floats
+    users: dict[bytes, Floats | None] = field(default_factory=dict)
+
+    @property
+    def slates(self) -> int:
+        return round(float(tally.sums(self.sums_V).of_slates("slates")))
 
 
 class GroupSums:
@@ -136,50 +99,83 @@ class GroupSums:
     sums, and only such cells that every label it touches gains at least `minimum` distinct users by the same step.
     A value that fewer than `minimum` users ever had counts as `other`, under the same rule. Since a cell that has to
     wait waits for all labels at once, the groups of every field add up to the same total, and no difference of
-    published numbers isolates fewer than `minimum` people.
+    published numbers isolates fewer than `minimum` people. The sums of its people move in the same step into
+    `released`, so what is told of people covers exactly the slates that what is told of groups covers.
 
-    Memory is bounded: at most `cells` cells of `minimum` hashes, and `values` values per field; what comes beyond
-    counts as `other`. Users are kept as 8-byte hashes, and no more of them than the rule needs.
+    Memory is bounded: at most `cells` cells, `values` values per field and `people` people's sums; what comes beyond
+    counts as `other`, or for its groups only. Users are kept as 8-byte hashes.
 
     Args:
         minimum: distinct users; config.learning.minimum_group unless given.
 
     Attributes:
         published: by label, cumulative.
+        released: people's sums, published since they were last `drain`ed.
     """
 
-    def __init__(self, config: Config, *, minimum: int | None = None, cells: int = 4096, values: int = 64) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: Config,
+        *,
+        minimum: int | None = None,
+        cells: int = 4096,
+        values: int = 64,
+        people: int = MOST,
+    ) -> None:
+        self.config, self.fields = config, config.group_fields
         self.minimum = config.learning.minimum_group if minimum is None else minimum
-        self.published: dict[Label, Tally] = {}
-        self._most_cells, self._most_values = cells, values
+        self.published: dict[Label, Floats] = {}
+        self.released: Released = {}
+        self._most_cells, self._most_values, self._most_people = cells, values, people
         self._objectives = len(config.objectives)
         self._cells: dict[tuple[str, ...], _Cell] = {}
-        self._seen: dict[str, dict[str, set[bytes]]] = {name: {} for name in config.groups}
+        self._seen: dict[str, dict[str, set[bytes]]] = {name: {} for name in self.fields}
+        self._kept = 0
 
     @property
     def withheld(self) -> int:
         """Slates that wait for more people."""
-        return sum(cell.tally.slates for cell in self._cells.values())
+        return sum(cell.slates for cell in self._cells.values())
 
-    def add(self, example: Example, groups: Mapping[str, str], catalogue: Catalogue) -> None:
+    @property
+    def full(self) -> bool:
+        """Whether there is no room for another person's sums."""
+        return self._kept >= self._most_people
+
+    @property
+    def people(self) -> int:
+        """Distinct people among the released."""
+        return len({user for users in self.released.values() for user in users})
+
+    def add(
+        self, example: Example, groups: Mapping[str, str], catalogue: Catalogue, *, support: float | None = None
+    ) -> None:
         """Count one closed slate; examples that are not `closing` are passed over.
 
         Args:
             groups: the user's group labels by field; a field without one counts as `unknown`.
+            support: her preference support rate, where it is known.
         """
         if not example.closing or not example.ranking:
             return
-        user = blake2b(example.user.encode(), digest_size=8).digest()
-        key = (_arm(example), *(self._value(name, groups.get(name, UNKNOWN), user) for name in self.config.groups))
+        user = _mark(example.user)
+        key = (arm_of(example), *(self._value(name, groups.get(name, UNKNOWN), user) for name in self.fields))
         if key not in self._cells and len(self._cells) >= self._most_cells:
-            key = (key[0], *(OTHER for _ in self.config.groups))
-        cell = self._cells.setdefault(key, _Cell(Tally.empty(self._objectives)))
-        if len(cell.users) < self.minimum:
-            cell.users.add(user)
-        cell.tally.add(tally(example, catalogue, self.config))
+            key = (key[0], *(OTHER for _ in self.fields))
+        cell = self._cells.setdefault(key, _Cell(tally.empty(self._objectives)))
+        one_V = tally.of(example, catalogue, self.config, support=support)
+        cell.sums_V += one_V
+        mine = cell.users.get(user)
+        if mine is not None:
+            mine += one_V
+        elif user not in cell.users:
+            if not self.full:
+                cell.users[user] = one_V
+                self._kept += 1
+            elif len(cell.users) < self.minimum:
+                cell.users[user] = None
 
-    def publish(self) -> dict[Label, Tally]:
+    def publish(self) -> dict[Label, Floats]:
         """Move what may be seen into `published`; returns the increment by label, {} where nothing may."""
         ready = dict(self._cells)
         while ready:
@@ -191,34 +187,48 @@ class GroupSums:
             if not small:
                 break
             ready = {key: cell for key, cell in ready.items() if small.isdisjoint(self._labels(key))}
-        increment: dict[Label, Tally] = {}
+        increment: dict[Label, Floats] = {}
         for key, cell in ready.items():
-            for label in self._labels(key):
-                increment.setdefault(label, Tally.empty(self._objectives)).add(cell.tally)
+            labels = self._labels(key)
+            for label in labels:
+                increment.setdefault(label, tally.empty(self._objectives))
+                increment[label] += cell.sums_V
+            self._release(labels, cell)
             del self._cells[key]
-        add(self.published, increment, self._objectives)
+        add(self.published, increment)
         return increment
+
+    def drain(self) -> Released:
+        """Hand over the released people's sums and forget them."""
+        found, self.released = self.released, {}
+        self._kept -= sum(len(users) for users in found.values())
+        return found
 
     def merge(self, other: "GroupSums") -> None:
         """Take in another shard's sums, published and waiting."""
-        add(self.published, other.published, self._objectives)
+        add(self.published, other.published)
         for name, values in other._seen.items():
             for value, users in values.items():
                 for user in users:
                     self._value(name, value, user)
         for key, theirs in other._cells.items():
-            cell = self._cells.setdefault(key, _Cell(Tally.empty(self._objectives)))
-            cell.tally.add(theirs.tally)
-            cell.users.update(sorted(theirs.users)[: max(0, self.minimum - len(cell.users))])
+            cell = self._cells.setdefault(key, _Cell(tally.empty(self._objectives)))
+            cell.sums_V += theirs.sums_V
+            self._meet(cell.users, theirs.users)
+        for labels, people in other.released.items():
+            both: dict[bytes, Floats | None] = dict(self.released.get(labels, {}))
+            self._meet(both, people)
+            self.released[labels] = {user: sums_V for user, sums_V in both.items() if sums_V is not None}
 
     def forget(self, user: str) -> None:
-        """Drop the user's hash. Sums that she entered stay: they are counts of many."""
-        mark = blake2b(user.encode(), digest_size=8).digest()
-        for cell in self._cells.values():
-            cell.users.discard(mark)
+        """Drop the user's hash and her own sums. Sums that she entered stay: they are counts of many."""
+        mark = _mark(user)
+        holders: list[dict[bytes, Any]] = [*(cell.users for cell in self._cells.values()), *self.released.values()]
+        for users in holders:
+            self._kept -= users.pop(mark, None) is not None
         for values in self._seen.values():
-            for users in values.values():
-                users.discard(mark)
+            for known in values.values():
+                known.discard(mark)
 
     def rows(self) -> list[Row]:
         """What may be seen, cumulative: one row per label and objective, sorted."""
@@ -227,24 +237,55 @@ class GroupSums:
     def state(self) -> bytes:
         """Everything, as msgpack; equal sums give equal bytes."""
         seen = {name: {v: sorted(u) for v, u in sorted(values.items())} for name, values in self._seen.items()}
-        cells = [[list(k), c.tally.pack(), sorted(c.users)] for k, c in sorted(self._cells.items())]
-        done = [[list(label), one.pack()] for label, one in sorted(self.published.items())]
-        names = [objective.name for objective in self.config.objectives]
-        return msgpack.encode([names, list(self.config.groups), seen, cells, done])
+        cells = [[list(k), c.sums_V.tobytes(), _packed(c.users)] for k, c in sorted(self._cells.items())]
+        done = [[list(label), one.tobytes()] for label, one in sorted(self.published.items())]
+        released = [[[list(label) for label in k], _packed(users)] for k, users in sorted(self.released.items())]
+        return msgpack.encode([self._form(), seen, cells, done, released])
 
     def load(self, raw: bytes) -> None:
         """Out of `state`.
 
         Raises:
-            CheckpointError: the sums were kept for other objectives or groups.
+            CheckpointError: the sums were kept for other objectives or groups, or by another version of plurank.
         """
-        names, groups, seen, cells, done = msgpack.decode(raw)
-        expected = [[objective.name for objective in self.config.objectives], list(self.config.groups)]
-        if [names, groups] != expected:
-            raise CheckpointError("group sums", [names, groups], f"they do not fit {expected}; delete the checkpoint")
+        form, *rest = msgpack.decode(raw)
+        if form != self._form():
+            raise CheckpointError("group sums", form, f"they do not fit {self._form()}; delete the checkpoint")
+        seen, cells, done, released = rest
         self._seen = {name: {value: set(users) for value, users in values.items()} for name, values in seen.items()}
-        self._cells = {tuple(key): _Cell(Tally.unpack(one), set(users)) for key, one, users in cells}
-        self.published = {(arm, name, value): Tally.unpack(one) for (arm, name, value), one in done}
+        self._cells = {tuple(key): _Cell(_sums(one), _unpacked(users)) for key, one, users in cells}
+        self.published = {(arm, name, value): _sums(one) for (arm, name, value), one in done}
+        self.released = {
+            tuple((arm, name, value) for arm, name, value in labels): {
+                user: sums_V for user, sums_V in _unpacked(users).items() if sums_V is not None
+            }
+            for labels, users in released
+        }
+        self._kept = sum(len(users) for users in self.released.values())
+        self._kept += sum(one is not None for cell in self._cells.values() for one in cell.users.values())
+
+    def _form(self) -> list[Any]:
+        names = [objective.name for objective in self.config.objectives]
+        return [names, list(self.fields), tally.size(len(names))]
+
+    def _release(self, labels: tuple[Label, ...], cell: _Cell) -> None:
+        people = self.released.setdefault(labels, {})
+        for user, sums_V in cell.users.items():
+            if sums_V is None:
+                continue
+            known = people.get(user)
+            people[user] = sums_V if known is None else known + sums_V
+            self._kept -= known is not None
+
+    def _meet(self, mine: dict[bytes, Floats | None], theirs: Mapping[bytes, Floats | None]) -> None:
+        """Another shard's people join those of the same labels, as far as there is room for their sums."""
+        for user, sums_V in theirs.items():
+            known = mine.get(user)
+            if known is not None and sums_V is not None:
+                mine[user] = known + sums_V
+            elif user not in mine:
+                mine[user] = None if self.full else sums_V
+                self._kept += mine[user] is not None
 
     def _value(self, name: str, value: str, user: bytes) -> str:
         """The value that this user's slates are kept under, having counted the user toward its minimum."""
@@ -260,76 +301,51 @@ class GroupSums:
             values[value].add(user)
         return value
 
-    def _labels(self, key: tuple[str, ...]) -> list[Label]:
+    def _labels(self, key: tuple[str, ...]) -> tuple[Label, ...]:
         arm, *values = key
         labels = [(arm, ALL, ALL)]
-        for name, value in zip(self.config.groups, values, strict=True):
+        for name, value in zip(self.fields, values, strict=True):
             large = len(self._seen[name].get(value, ())) >= self.minimum
             labels.append((arm, name, value if large else OTHER))
-        return labels
+        return tuple(labels)
 
 
-def tally(example: Example, catalogue: Catalogue, config: Config) -> Tally:
-    """The sums of one closed slate."""
-    one = Tally.empty(len(config.objectives))
-    one.slates = 1
-    known_NT = example.mask_NT > 0
-    labels_NT = np.where(known_NT, example.labels_NT, 0.0)
-    ordered = bool((example.positions >= 0).all())
-    for t in range(len(config.objectives)):
-        one.counts_T4[t, :2] = known_NT[:, t].sum(), labels_NT[:, t].sum()
-        gain = metrics.ndcg(np.maximum(labels_NT[:, t], 0), -example.positions, PLACES) if ordered else float("nan")
-        if np.isfinite(gain):
-            one.counts_T4[t, 2:] = gain, 1
-    if example.served_NT is not None:
-        scored_NT = known_NT & np.isfinite(example.served_NT)
-        objective = np.nonzero(scored_NT)[1]
-        served = example.served_NT[scored_NT].astype(np.float64)
-        entries = np.stack([np.ones(len(served)), served, labels_NT[scored_NT]], axis=1)
-        np.add.at(one.bins_TB3, (objective, np.searchsorted(EDGES, served, side="right")), entries)
-    target_C = calibration.profile(example.evidence, catalogue, example.time, objectives=config.objectives)
-    rows_N = catalogue.find(example.items)
-    shown_C = calibration.shares(catalogue.interests_NC[rows_N[rows_N >= 0], : target_C.size])
-    if target_C.any() and shown_C.any():
-        one.miscalibration = calibration.miscalibration(target_C, shown_C, config.calibration.smoothing)
-        one.profiled = 1
-    return one
-
-
-def add(total: dict[Label, Tally], increment: Mapping[Label, Tally], objectives: int) -> None:
+def add(total: dict[Label, Floats], increment: Mapping[Label, Floats]) -> None:
     """Add an increment to sums by label, in place."""
-    for label, one in increment.items():
-        total.setdefault(label, Tally.empty(objectives)).add(one)
+    for label, one_V in increment.items():
+        known = total.get(label)
+        total[label] = one_V.copy() if known is None else known + one_V
 
 
-def rows(tallies: Mapping[Label, Tally], config: Config) -> list[Row]:
+def rows(tallies: Mapping[Label, Floats], config: Config) -> list[Row]:
     """The ratios of these sums, one row per label and objective, sorted by label."""
     found = []
-    for (arm, name, group), one in sorted(tallies.items()):
+    for (arm, name, group), one_V in sorted(tallies.items()):
+        one, ratios = tally.sums(one_V), tally.measures(one_V)
+        scored_T3 = one.bins_TB3.sum(1)
         for t, objective in enumerate(config.objectives):
-            impressions, outcomes, ndcg, ranked = one.counts_T4[t].tolist()
-            scored, predicted, happened = one.bins_TB3[t].sum(0).tolist()
-            error = float(np.abs(one.bins_TB3[t, :, 1] - one.bins_TB3[t, :, 2]).sum())
+            impressions, outcomes, ndcg, ranked, pairs, foretold = one.counts_TC[t].tolist()
+            slates, miscalibration, profiled, exposure, exposed, *_ = one.whole_W.tolist()
             found.append(
                 Row(
                     arm=arm,
                     field=name,
                     group=group,
                     objective=objective.name,
-                    slates=one.slates,
+                    slates=round(slates),
                     impressions=impressions,
                     outcomes=outcomes,
-                    scored=scored,
-                    predicted=predicted,
+                    scored=float(scored_T3[t, 0]),
+                    predicted=float(scored_T3[t, 1]),
+                    pairs=pairs,
+                    foretold=foretold,
                     ndcg_sum=ndcg,
                     ranked=ranked,
-                    miscalibration_sum=one.miscalibration,
-                    profiled=one.profiled,
-                    rate=_ratio(outcomes, impressions),
-                    calibration_error=_ratio(error, scored),
-                    bias=_ratio(predicted - happened, scored),
-                    ndcg=_ratio(ndcg, ranked),
-                    miscalibration=_ratio(one.miscalibration, one.profiled),
+                    miscalibration_sum=miscalibration,
+                    profiled=round(profiled),
+                    exposure_sum=exposure,
+                    exposed=round(exposed),
+                    **{measure: _number(values_T, t) for measure, values_T in ratios.items()},
                 )
             )
     return found
@@ -347,11 +363,45 @@ def gap(found: Iterable[Row], measure: str, *, field: str, objective: str, arm: 
     return max(values) - min(values) if len(values) > 1 else None
 
 
-def _arm(example: Example) -> str:
+def arm_of(example: Example) -> str:
+    """Which of ARMS served this slate."""
     if example.version is None:
         return "external"
     return "canary" if example.arm == "canary" else "current"
 
 
-def _ratio(numerator: float, denominator: float) -> float | None:
-    return numerator / denominator if denominator else None
+def _mark(user: str) -> bytes:
+    return blake2b(user.encode(), digest_size=8).digest()
+
+
+def _number(values_T: Floats, t: int) -> float | None:
+    value = float(values_T[t] if values_T.ndim else values_T)
+    return None if np.isnan(value) else value
+
+
+def _sums(raw: bytes) -> Floats:
+    return np.frombuffer(raw).copy()
+
+
+def _packed(users: Mapping[bytes, Floats | None]) -> list[Any]:
+    """People's sums at rest. Most of a person's are 0, so only the others are kept."""
+    kept: list[Any] = []
+    for user, sums_V in sorted(users.items()):
+        if sums_V is None:
+            kept.append([user])
+        else:
+            places = np.flatnonzero(sums_V).astype(np.uint16)
+            kept.append([user, len(sums_V), places.tobytes(), sums_V[places].tobytes()])
+    return kept
+
+
+def _unpacked(raw: list[Any]) -> dict[bytes, Floats | None]:
+    users: dict[bytes, Floats | None] = {}
+    for user, *rest in raw:
+        users[user] = None
+        if rest:
+            length, places, values = rest
+            sums_V = np.zeros(length)
+            sums_V[np.frombuffer(places, np.uint16)] = np.frombuffer(values)
+            users[user] = sums_V
+    return users

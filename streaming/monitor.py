@@ -3,6 +3,10 @@
 Reader -> Joiner -> closed slates -> GroupSums. Every few seconds the loop *settles*: it publishes what may be seen,
 keeps sums, join and offsets together in one file, and only then shows them, so that what was once shown is never
 taken back by a crash, nor counted twice.
+
+Sums are shown by window, as they grow. What takes single people's sums, intervals and the inequality among people, is
+shown once per *period*, when it is over: a few minutes, or longer where few people come. A period is made of whole
+windows and of just the slates they showed, so neither says anything of a person that the other does not.
 """
 
 import time
@@ -10,26 +14,33 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event as Signal
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 
-from ranker import durable, events, fairness
+from ranker import durable, events, fairness, spread
 from ranker.config import Config
 from ranker.errors import CheckpointError, ConfigError, EventError, LogUnavailable, StoreUnavailable
 from ranker.events import Forget
-from ranker.fairness import GroupSums, Label, Row, Tally
+from ranker.fairness import GroupSums, Row
 from ranker.join import Joiner
+from ranker.spread import Period
+from ranker.tally import Floats, Label
 from streaming.log import Address, Reader, Record
 
 GROUP = "plurank-monitor"
 CHECKPOINT = "monitor.msgpack"
 #: name under which the store keeps the sums since the beginning, as one window at 0
 TOTAL = "fairness-total"
+#: and those of windows and periods, by where they begin
+WINDOWS, PERIODS = "fairness", "fairness-periods"
 #: settling may take this share of the time at most: large states are kept less often
 SHARE = 0.05
 UNPUT = 1440
+#: a period waits for so many times the minimum of people, so that a tenth of them can be told of, and so long at most
+CROWD, LONGEST_S = 10, 86_400
 #: earlier logs whose offsets are kept, and versions that a window names
 LOGS, VERSIONS = 16, 32
 
@@ -78,12 +89,14 @@ class MonitorReport:
         rows: the published sums since the beginning, with their ratios.
         withheld: slates that wait for more people.
         lag: records not read yet.
+        period: the latest that is over.
         trouble: what is being waited for, empty where nothing is.
     """
 
     events: int
     slates: int
     rows: tuple[Row, ...]
+    period: Period | None
     withheld: int
     lag: int
     seconds: float
@@ -93,12 +106,14 @@ class MonitorReport:
 class Window(Struct, frozen=True, kw_only=True):
     """What the store holds of one window, as JSON: `windows()` of the store, `GET /v1/fairness`.
 
+    `versions` served its slates, by arm; `withheld` slates waited for more people when it was written.
+
     Units: start and end in ms since the epoch, wall clock; 0 stands for the beginning.
     """
 
     start: int
     end: int
-    versions: list[str]
+    versions: dict[str, list[str]]
     withheld: int
     rows: list[Row]
 
@@ -110,9 +125,12 @@ class _State(Struct, array_like=True):
     joiner: bytes
     sums: bytes
     start: int
-    window: list[tuple[Label, list[Any]]]
-    versions: list[str]
-    unput: dict[int, bytes]
+    window: list[tuple[Label, bytes]]
+    versions: list[list[str]]
+    since: int
+    served: list[list[str]]
+    period: bytes
+    unput: list[tuple[str, int, bytes]]
 
 
 class Monitor:
@@ -121,6 +139,7 @@ class Monitor:
     Args:
         folder: keeps the checkpoint.
         window_s: length of a window in the store.
+        period_s: length of a period, at least, in whole windows.
         settle_s: seconds between publications, at least.
         reader: opens the log.
         clock: wall time in seconds.
@@ -134,6 +153,7 @@ class Monitor:
         folder: Path,
         *,
         window_s: float = 60.0,
+        period_s: float = 300.0,
         settle_s: float = 5.0,
         report_s: float = 1.0,
         batch: int = 2000,
@@ -144,12 +164,15 @@ class Monitor:
         self.joiner, self.sums = Joiner(config), GroupSums(config)
         self._path = folder / CHECKPOINT
         self._window_ms, self._settle_s, self._report_s = round(window_s * 1000), settle_s, report_s
+        self._period_ms = round(period_s * 1000)
         self._batch, self._open, self._clock = batch, reader, clock
         self._log, self._offsets = "", dict[int, int]()
         self._covered: dict[str, dict[int, int]] = {}
-        self._start, self._window, self._versions = 0, dict[Label, Tally](), set[str]()
-        self._fresh: set[str] = set()
-        self._unput: dict[int, bytes] = {}
+        self._start, self._window, self._versions = 0, dict[Label, Floats](), set[tuple[str, str]]()
+        self._fresh: set[tuple[str, str]] = set()
+        self._since, self._served = 0, set[tuple[str, str]]()
+        self._period: Period | None = None
+        self._unput: dict[tuple[str, int], bytes] = {}
         self._rows: tuple[Row, ...] = ()
         self._events = self._slates = 0
         self._load()
@@ -207,42 +230,69 @@ class Monitor:
             examples += self.joiner.push(event, record.partition)
         if caught_up:  # quiet partitions close with the others
             examples += self.joiner.catch_up()
+        groups = self.joiner.groups
         for example in examples:
             if example.closing:
-                self.sums.add(example, self.joiner.groups.get(example.user, {}), self.joiner.catalogue)
+                user = example.user
+                self.sums.add(example, groups.of(user), self.joiner.catalogue, support=groups.support(user))
                 self._slates += 1
                 if example.version is not None and len(self._fresh) < VERSIONS:
-                    self._fresh.add(example.version)
+                    self._fresh.add((fairness.arm_of(example), example.version))
         self._events += len(records)
 
     def settle(self) -> str:
         """Publish, keep, and then show; returns what stood in the way of showing, which is tried again next time."""
         now = round(self._clock() * 1000)
         start = now // self._window_ms * self._window_ms
-        increment = self.sums.publish()
         if start != self._start:
+            self._end_period(start)
             self._start, self._window, self._versions = start, {}, set()
-        self._versions, self._fresh = self._versions | self._fresh, set()
-        fairness.add(self._window, increment, len(self.config.objectives))
+        fairness.add(self._window, self.sums.publish())
+        self._versions, self._served, self._fresh = self._versions | self._fresh, self._served | self._fresh, set()
         self._rows = tuple(self.sums.rows())
-        self._unput[start] = self._encode(start, now, fairness.rows(self._window, self.config))
+        self._unput[WINDOWS, start] = self._encode(start, now, fairness.rows(self._window, self.config))
         while len(self._unput) > UNPUT:
             del self._unput[min(self._unput)]
         durable.replace_file(self._path, self._state())
         return self._put(now)
 
+    def _end_period(self, now: int) -> None:
+        """Judge the people of the windows so far, once they are enough and long enough, or too many to keep."""
+        length, crowd = now - self._since, CROWD * self.sums.minimum
+        if not self._since:
+            self._since = now
+            return
+        if not self.sums.full and (
+            length < self._period_ms or (self.sums.people < crowd and length < LONGEST_S * 1000)
+        ):
+            return
+        released = self.sums.drain()
+        if released:
+            self._period = spread.period(
+                released,
+                self.config,
+                start=self._since,
+                end=now,
+                versions=_by_arm(self._served),
+                minimum=self.sums.minimum,
+                generator=np.random.default_rng([self.config.learning.seed, self._since]),
+            )
+            self._unput[PERIODS, self._since] = msgspec.json.encode(self._period)
+        self._since, self._served = now, set()
+
     def _put(self, now: int) -> str:
         try:
-            for start in sorted(self._unput):
-                self.store.put_window(start, self._unput[start])
-                del self._unput[start]
+            for name, start in sorted(self._unput):
+                self.store.put_window(start, self._unput[name, start], name=name)
+                del self._unput[name, start]
             self.store.put_window(0, self._encode(0, now, list(self._rows)), name=TOTAL)
         except StoreUnavailable as error:
             return str(error)
         return ""
 
     def _encode(self, start: int, end: int, rows: list[Row]) -> bytes:
-        window = Window(start=start, end=end, versions=sorted(self._versions), withheld=self.sums.withheld, rows=rows)
+        versions = _by_arm(self._versions)
+        window = Window(start=start, end=end, versions=versions, withheld=self.sums.withheld, rows=rows)
         return msgspec.json.encode(window)
 
     def _report(self, lag: int, seconds: float, trouble: str) -> MonitorReport:
@@ -250,6 +300,7 @@ class Monitor:
             events=self._events,
             slates=self._slates,
             rows=self._rows,
+            period=self._period,
             withheld=self.sums.withheld,
             lag=lag,
             seconds=seconds,
@@ -278,9 +329,12 @@ class Monitor:
                 self.joiner.state(),
                 self.sums.state(),
                 self._start,
-                [(label, tally.pack()) for label, tally in sorted(self._window.items())],
-                sorted(self._versions),
-                self._unput,
+                [(label, sums_V.tobytes()) for label, sums_V in sorted(self._window.items())],
+                [list(pair) for pair in sorted(self._versions)],
+                self._since,
+                [list(pair) for pair in sorted(self._served)],
+                msgspec.json.encode(self._period),
+                [(name, start, value) for (name, start), value in sorted(self._unput.items())],
             )
         )
 
@@ -295,6 +349,17 @@ class Monitor:
         except (OSError, msgspec.MsgspecError, ConfigError) as error:
             raise CheckpointError(str(self._path), str(error), "move it away; the monitor then starts anew") from None
         self._log, self._offsets, self._covered = state.log, state.offsets, state.covered
-        self._start, self._versions, self._unput = state.start, set(state.versions), state.unput
-        self._window = {label: Tally.unpack(tally) for label, tally in state.window}
+        self._start, self._since = state.start, state.since
+        self._versions, self._served = ({(arm, name) for arm, name in kept} for kept in (state.versions, state.served))
+        self._unput = {(name, start): value for name, start, value in state.unput}
+        self._window = {label: np.frombuffer(sums_V) for label, sums_V in state.window}
+        self._period = msgspec.json.decode(state.period, type=Period | None)
         self._rows = tuple(self.sums.rows())
+
+
+def _by_arm(served: set[tuple[str, str]]) -> dict[str, list[str]]:
+    """Versions by the arm that they served, the latest few of each."""
+    found: dict[str, list[str]] = {}
+    for arm, version in sorted(served):
+        found.setdefault(arm, []).append(version)
+    return {arm: names[-VERSIONS:] for arm, names in found.items()}

@@ -5,20 +5,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ranker import tally
 from ranker.catalogue import Catalogue, Item
-from ranker.config import Config, Learning, Objective
+from ranker.config import SUPPORT, Config, Fairness, Learning, Objective
 from ranker.errors import CheckpointError
-from ranker.evidence import EMPTY, Act, Evidence
-from ranker.fairness import ALL, OTHER, GroupSums, Row, gap, tally
+from ranker.evidence import EMPTY
+from ranker.fairness import OTHER, GroupSums, Row, gap
 from ranker.join import Example
+from ranker.tally import ALL
 
 CONFIG = Config(
     objectives=(Objective(name="click", event="click"), Objective(name="like", event="like")),
     interests="genres",
     groups=("gender", "age"),
     learning=Learning(minimum_group=3),
+    fairness=Fairness(discover=False),
 )
-ALONE = Config(objectives=CONFIG.objectives, learning=Learning(minimum_group=2))
+ALONE = Config(objectives=CONFIG.objectives, learning=Learning(minimum_group=2), fairness=CONFIG.fairness)
 
 
 def catalogue() -> Catalogue:
@@ -50,34 +53,13 @@ def labels_of(sums: GroupSums) -> set[tuple[str, str]]:
     return {(field, value) for _, field, value in sums.published}
 
 
+def slates_of(sums_V) -> float:
+    return tally.sums(sums_V).of_slates("slates")
+
+
 def find(rows: list[Row], field: str, group: str, objective: str = "click", arm: str = "current") -> Row:
     (row,) = [r for r in rows if (r.field, r.group, r.objective, r.arm) == (field, group, objective, arm)]
     return row
-
-
-def test_one_slates_sums_are_counted_exactly():
-    evidence = Evidence(history=(Act("a", "click", 1), Act("a", "click", 2)))
-    one = tally(example(clicks=(0, 1), served=(0.3, 0.2), evidence=evidence), catalogue(), CONFIG)
-    assert one.counts_T4[0].tolist() == pytest.approx([2, 1, 1 / np.log2(3), 1])
-    assert one.counts_T4[1].tolist() == [2, 0, 0, 0]
-    assert one.bins_TB3[0].sum(0).tolist() == pytest.approx([2, 0.5, 1])
-    assert (one.slates, one.profiled) == (1, 1)
-    assert one.miscalibration == pytest.approx(np.log(1 / (0.99 * 0.5 + 0.01)))
-
-
-def test_a_perfect_order_has_ndcg_one_and_unknown_positions_have_none():
-    assert tally(example(clicks=(1, 0)), catalogue(), CONFIG).counts_T4[0, 2:].tolist() == [1, 1]
-    unknown = example(clicks=(1, 0))
-    unknown.positions[0] = -1
-    assert tally(unknown, catalogue(), CONFIG).counts_T4[0, 2:].tolist() == [0, 0]
-
-
-def test_labels_that_are_not_known_are_not_impressions():
-    partly = example(clicks=(1, 1), served=(0.5, 0.5))
-    partly.mask_NT[0, 0] = 0
-    one = tally(partly, catalogue(), CONFIG)
-    assert one.counts_T4[0, :2].tolist() == [1, 1]
-    assert one.bins_TB3[0].sum(0).tolist() == [1, 0.5, 1]
 
 
 def test_ratios_are_quotients_of_the_sums():
@@ -90,7 +72,10 @@ def test_ratios_are_quotients_of_the_sums():
     assert row.rate == 0.5
     assert row.predicted == pytest.approx(1.5)
     assert row.bias == pytest.approx(-0.125)
+    # the three .3 share a bin: .9 against 1 outcome
     assert row.calibration_error == pytest.approx((0.1 + 0.4) / 4)
+    assert (row.pairs, row.foretold, row.accuracy) == (2, 1.5, 0.75)
+    assert row.auc == pytest.approx((1.0 + 0.5) / 2)
     assert row.ndcg == pytest.approx((1 + 1 / np.log2(3)) / 2)
     assert row.miscalibration is None
     like = find(sums.rows(), ALL, ALL, "like")
@@ -178,7 +163,7 @@ def test_every_published_increment_covers_the_minimum_and_all_fields_add_up(slat
         if not publish:
             continue
         increment = sums.publish()
-        counted += increment[("current", ALL, ALL)].slates if increment else 0
+        counted += slates_of(increment[("current", ALL, ALL)]) if increment else 0
         held = set(sums._cells)
         moved = {cell: users for cell, users in pending.items() if ("current", *cell) not in held}
         for _, field, value in increment:
@@ -190,7 +175,7 @@ def test_every_published_increment_covers_the_minimum_and_all_fields_add_up(slat
         for cell in moved:
             del pending[cell]
         for field in CONFIG.groups:
-            total = sum(one.slates for (_, name, _), one in sums.published.items() if name == field)
+            total = sum(slates_of(one) for (_, name, _), one in sums.published.items() if name == field)
             assert total == counted
     assert counted + sums.withheld == len(slates)
 
@@ -245,6 +230,42 @@ def test_forgetting_takes_a_person_out_of_what_is_remembered():
     sums.forget("gone")
     assert sums.state() != before
     assert not any(cell.users for cell in sums._cells.values())
+    assert sums._kept == 0
+
+
+def test_peoples_own_sums_are_released_by_the_step_that_publishes_their_groups_and_add_up_to_them():
+    sums = GroupSums(CONFIG)
+    for n in range(8):
+        groups = {"gender": "f" if n < 6 else "m", "age": "young"}
+        for _ in range(2):
+            sums.add(example(f"u{n}", served=(0.1, 0.4)), groups, catalogue())
+    sums.publish()
+    assert (sums.people, sums.withheld) == (6, 4)
+    for label, total_V in sums.published.items():
+        own = [one_V for labels, people in sums.released.items() if label in labels for one_V in people.values()]
+        assert sum(own).tolist() == pytest.approx(total_V.tolist())
+    released = sums.drain()
+    assert sum(len(people) for people in released.values()) == 6
+    assert (sums.people, sums._kept) == (0, 2)
+
+
+def test_where_there_is_no_room_for_more_people_their_slates_still_count():
+    sums = GroupSums(CONFIG, people=2)
+    for n in range(5):
+        sums.add(example(f"u{n}"), {"gender": "f", "age": "young"}, catalogue())
+    sums.publish()
+    assert sums.full
+    assert find(sums.rows(), ALL, ALL).slates == 5
+    assert sums.people == 2
+
+
+def test_the_discovered_field_is_published_under_the_same_minimum_as_declared_ones():
+    sums = GroupSums(Config(objectives=CONFIG.objectives, groups=("age",), learning=CONFIG.learning))
+    for n in range(6):
+        sums.add(example(f"u{n}"), {"age": "young", SUPPORT: "minority" if n < 2 else "majority"}, catalogue())
+    sums.publish()
+    assert labels_of(sums) == {(ALL, ALL), ("age", "young"), (SUPPORT, "majority")}
+    assert find(sums.rows(), ALL, ALL).slates == 4
 
 
 def test_a_gap_is_the_largest_less_the_smallest_group():

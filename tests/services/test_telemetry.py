@@ -22,15 +22,22 @@ def row(group: str, objective: str, slates: int = 4) -> Row:
         outcomes=6.0,
         scored=40.0,
         predicted=5.5,
+        pairs=200.0,
+        foretold=150.0,
         ndcg_sum=2.5,
         ranked=4.0,
         miscalibration_sum=1.5,
         profiled=3,
+        exposure_sum=1.8,
+        exposed=3,
         rate=0.15,
+        accuracy=0.75,
+        auc=0.7,
         calibration_error=0.01,
         bias=-0.0125,
         ndcg=0.625,
         miscalibration=0.5,
+        exposure=0.6,
     )
 
 

@@ -13,8 +13,9 @@ from ranker.config import Config, Learning, Objective
 from ranker.errors import CheckpointError, StoreUnavailable
 from ranker.events import Event, Field, Forget, Interaction, Item, Ranking, Shown, User
 from ranker.fairness import Row
+from ranker.spread import Period
 from streaming.log import Address, Record, Writer
-from streaming.monitor import TOTAL, Monitor, Window
+from streaming.monitor import PERIODS, TOTAL, Monitor, Window
 from streaming.store import Store
 
 CONFIG = Config(
@@ -68,12 +69,16 @@ class Kept:
 
     def __init__(self) -> None:
         self.windows: dict[tuple[str, int], Window] = {}
+        self.periods: list[Period] = []
         self.away = False
 
     def put_window(self, start: int, value: bytes, *, name: str = "fairness") -> None:
         if self.away:
             raise StoreUnavailable("store", "away", "start it")
-        self.windows[name, start] = msgspec.json.decode(value, type=Window)
+        if name == PERIODS:
+            self.periods.append(msgspec.json.decode(value, type=Period))
+        else:
+            self.windows[name, start] = msgspec.json.decode(value, type=Window)
 
 
 def traffic(users: int = 8, slates: int = 3) -> list[Event]:
@@ -144,7 +149,7 @@ def test_closed_slates_become_published_group_sums(tmp_path):
     assert sum(report.events for report in reports) == len(traffic())
     assert sum(report.slates for report in reports) == 24
     window = kept.windows["fairness", 60_000]
-    assert window.versions == ["v0", "v1", "v2"]
+    assert window.versions == {"current": ["v0", "v1", "v2"]}
     assert click(window.rows) == click(rows)
     assert click(kept.windows[TOTAL, 0].rows) == click(rows)
 
@@ -240,11 +245,56 @@ def test_windows_are_written_when_the_store_is_back(tmp_path):
     assert kept.windows["fairness", 180_000].rows == []
 
 
+def minutes(*starts: float):
+    """A clock that is asked once a settling."""
+    return iter([60.0 * start for start in starts]).__next__
+
+
+VERSIONS = ["v0", "v1", "v2", "v3", "v4", "v5"]
+
+
+def test_a_period_is_judged_once_it_is_over_and_covers_just_what_its_windows_showed(tmp_path):
+    kept = Kept()
+    one = monitor(tmp_path, Log([]), kept, clock=minutes(1, 2, 7, 8), period_s=300.0)
+    one.take(records(traffic(users=40, slates=6)))
+    one.settle()
+    one.settle()
+    assert kept.periods == []
+    one.settle()
+    (period,) = kept.periods
+    assert (period.start, period.end, period.versions) == (60_000, 420_000, {"current": VERSIONS})
+    assert period.people == 40
+    shown = click(kept.windows["fairness", 60_000].rows, "gender", "f")
+    (women,) = [group for group in period.groups if group.group == "f"]
+    assert (women.slates, women.people) == (shown.slates, 20)
+    assert women.objectives["click"]["rate"].value == pytest.approx(shown.rate, abs=1e-4)
+    (people,) = period.inequality
+    assert people.cvar10.value is not None
+    one.settle()
+    assert len(kept.periods) == 1
+
+
+def test_a_period_waits_for_enough_people_and_goes_round_a_restart(tmp_path):
+    kept = Kept()
+    one = monitor(tmp_path, Log([]), kept, clock=minutes(1, 10), period_s=300.0)
+    half = traffic(users=40)
+    for few in (half[:60], half[60:]):
+        one.take(records(few))
+        one.settle()
+    assert kept.periods == []
+    again = monitor(tmp_path, Log([]), kept, clock=minutes(11, 12), period_s=300.0)
+    again.settle()
+    (period,) = kept.periods
+    assert (period.start, period.people) == (60_000, 40)
+    twin = monitor(tmp_path, Log([]), kept, clock=minutes(12, 13))
+    assert twin._period == period
+
+
 def test_a_forgotten_person_is_dropped_from_join_and_sums(tmp_path):
     one = monitor(tmp_path, Log([]), Kept())
     one.take(records(traffic(users=1, slates=1)[:-2]))
     one.take(records([Forget(id="f", timestamp=10**6, user="u0")]))
-    assert one.joiner.groups == {}
+    assert len(one.joiner.groups) == 0
     assert one.joiner.pending == 0
 
 
