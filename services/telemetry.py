@@ -92,11 +92,14 @@ class ApiTelemetry(Telemetry):
         self._requests = self._counter("plurank_requests_total", "Requests answered", "route", "status")
         self._seconds = self._histogram("plurank_request_seconds", "Time to the answer", "route")
         self._stages = self._histogram("plurank_stage_seconds", "Time in each stage of a slate", "stage")
+        self._stage: dict[str, Histogram] = {}  # looking a label up costs as much as counting
         self._degraded = self._counter("plurank_degraded_answers_total", "Answers with less than asked for", "reason")
         self._events = self._counter("plurank_feedback_events_total", "Events sent in", "outcome")
         self._swaps = self._counter("plurank_version_swaps_total", "Versions taken into service")
         self._slates = self._counter("plurank_served_slates_total", "Served slates by what became of them", "outcome")
         self._waiting = self._gauge("plurank_waiting_slates", "Served slates that the log does not have yet")
+        self._arms = self._counter("plurank_arm_slates_total", "Slates made by arm: current or canary", "arm")
+        self._share = self._gauge("plurank_canary_share_ratio", "Share of the users that a canary serves; 0 without")
 
     def request_served(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
@@ -104,10 +107,18 @@ class ApiTelemetry(Telemetry):
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def slate_made(self, timings_ms: Mapping[str, float]) -> None:
-        """Count the stages of one Slate."""
+    def trying(self, share: float) -> None:
+        """Say that a canary serves this share of the users from now on."""
+        self._share.set(share)
+
+    def slate_made(self, timings_ms: Mapping[str, float], arm: str = "current") -> None:
+        """Count the stages of one Slate, and its arm."""
+        self._arms.labels(arm).inc()
         for stage, spent in timings_ms.items():
-            self._stages.labels(stage).observe(spent / 1000)
+            child = self._stage.get(stage)
+            if child is None:
+                child = self._stage[stage] = self._stages.labels(stage)
+            child.observe(spent / 1000)
 
     def degraded(self, reason: str) -> None:
         """Count an answer that is degraded; reasons are the service's own few words."""
