@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 import msgspec
 from msgspec import Meta, Struct
 
+from ranker.calibration import Wish
 from ranker.errors import PlurankError, RequestError
 from ranker.events import MAX_ITEMS, Field, Identifier, Value
 from streaming.monitor import Window
@@ -29,6 +30,20 @@ Weights = Annotated[
 Strength = Annotated[
     float, Meta(ge=0, le=1, description="Lambda of the calibrated rerank: 0 is utility alone, 1 proportion alone.")
 ]
+Personal = Annotated[
+    str,
+    Meta(
+        pattern="^personal$",
+        description="`personal`: lambda by how much is known of the user, up to the configured strength.",
+    ),
+]
+Pinned = Annotated[
+    list[Identifier],
+    Meta(description="Items that stand first in any case, in this order; exploration leaves them there."),
+]
+Excluded = Annotated[
+    list[Identifier], Meta(max_length=MAX_ITEMS, description="Items that are taken out of the candidates.")
+]
 EvidenceToken = Annotated[
     str,
     Meta(max_length=4096, description="From the answer to a write: wait (at most 500 ms) until that write counts."),
@@ -38,7 +53,9 @@ EvidenceToken = Annotated[
 class _Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     user: Identifier
     weights: Weights | None = None
-    calibration: Strength | None = None
+    calibration: Strength | Personal | Wish | None = None
+    pinned: Pinned = []
+    excluded: Excluded = []
     explain: bool = False
     fields: Fields = {}
     session: Identifier | None = None
@@ -99,6 +116,7 @@ class RankAnswer(Struct, frozen=True, kw_only=True):
 
     ranking: str
     version: str
+    arm: Annotated[str, Meta(description="`canary` where this user is among those a new version is tried on.")]
     user: str
     items: list[Ranked]
     degraded: bool
@@ -111,7 +129,13 @@ class RankAnswer(Struct, frozen=True, kw_only=True):
     removed: list[Removed]
     timings_ms: dict[str, float]
     weights: dict[str, float] | None = None
-    miscalibration_before: float | None = None
+    miscalibration_before: Annotated[
+        float | None, Meta(description="The same in plain order of utility; with `explain`, as all that follows.")
+    ] = None
+    exposure_miscalibration: Annotated[
+        float | None, Meta(description="The same, each place weighed by how much it is looked at: 1 / log2(place + 2).")
+    ] = None
+    strength: Annotated[float | None, Meta(description="Lambda of the calibrated rerank, as used.")] = None
     profile: dict[str, float] | None = None
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ranker.calibration import Wish
 from ranker.errors import NotFound, RequestError
 from services import messages
 from services.messages import RankRequest, RecommendRequest, plain, problem_of
@@ -32,11 +33,23 @@ def test_a_request_is_read() -> None:
     assert messages.named({"y": 2}) == {"y": 2}
 
 
+@pytest.mark.parametrize("asked", [0.5, "personal", {"target": 0.1}, {"strength": 0.2, "order": 1.0}])
+def test_calibration_is_asked_for_by_number_word_or_object(asked: Any) -> None:
+    body = json.dumps({"user": "u", "items": ["a"], "calibration": asked, "pinned": ["a"], "excluded": ["b"]}).encode()
+    request = messages.read(body, DECODER)
+    assert request.calibration == (Wish(**asked) if isinstance(asked, dict) else asked)
+    assert (request.pinned, request.excluded) == (["a"], ["b"])
+
+
 @pytest.mark.parametrize(
     ("body", "thing", "value"),
     [
         (b'{"user": 7, "items": ["a"]}', "user", 7),
         (b'{"user": "u", "items": ["a"], "calibration": 7}', "calibration", 7),
+        (b'{"user": "u", "items": ["a"], "calibration": "private"}', "calibration", "private"),
+        (b'{"user": "u", "items": ["a"], "calibration": {"target": -1}}', "calibration.target", -1),
+        (b'{"user": "u", "items": ["a"], "calibration": {"targt": 1}}', "calibration", "targt"),
+        (b'{"user": "u", "items": ["a"], "pinned": [""]}', "pinned[0]", ""),
         (b'{"user": "u", "items": ["a"], "weights": {"click": "x"}}', "weights[...]", {"click": "x"}),
         (b'{"user": "u", "items": [3]}', "items[0]", 3),
         (b'{"user": "u", "items": ["a"], "limt": 3}', "body", "limt"),
