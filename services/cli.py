@@ -118,6 +118,13 @@ def parser() -> argparse.ArgumentParser:
         help="hold out all labels after one moment (time) or the last fifth of each user's (user); "
         "default: slate by slate where the log has rankings, else time",
     )
+    evaluate.add_argument(
+        "--counterfactual",
+        action="store_true",
+        help="what --version would have earned on the log's slates, by their propensities",
+    )
+    evaluate.add_argument("--objective", metavar="NAME", help="--counterfactual: whose label is earned")
+    evaluate.add_argument("--clip", type=float, metavar="W", help="--counterfactual: cut weights above W")
     evaluate.add_argument("--seed", type=int, default=0, help="first training seed (default: 0)")
     evaluate.add_argument(
         "--seeds", type=int, default=1, metavar="N", help="learn with N seeds; tells their spread too (default: 1)"
@@ -213,6 +220,18 @@ def _evaluate(args: argparse.Namespace, console: Console) -> Any:
     from services import offline
 
     registry = args.registry or Path("var/registry")
+    if args.counterfactual:
+        if args.version is None:
+            raise RequestError("--version", args.version, "name the version that --counterfactual is about")
+        return offline.counterfactual(
+            args.events,
+            args.config,
+            registry,
+            console,
+            version=args.version,
+            objective=args.objective,
+            clip=args.clip,
+        )
     return offline.evaluate(
         args.events,
         args.config,

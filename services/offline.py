@@ -212,6 +212,38 @@ def evaluate(
     return {**report.plain(), "rejected": rejected.count}
 
 
+def counterfactual(
+    names: Sequence[str],
+    path: Path | None,
+    registry: Path,
+    console: Console,
+    *,
+    version: str,
+    objective: str | None = None,
+    clip: float | None = None,
+) -> dict[str, Any]:
+    """What a version would have earned on the log's slates, by their propensities; refused where they cannot tell."""
+    from ranker.counterfactual import valuate
+    from ranker.registry import Registry
+    from ranker.valuation import reconsidered
+
+    rejected = Rejected()
+    log = open_log(names, rejected)
+    loaded = Registry(registry).load(version)
+    config = configuration.load(path) if path else loaded.config
+    with console.status("ranking the log's slates anew"):
+        found = valuate(reconsidered(config, log, loaded.weights, objective=objective), clip=clip)
+    title = f"{', '.join(Path(name).name for name in names)}: {objective or 'reward'} per slate, had {version} ranked"
+    table = Table("estimator", "value", "95 %", title=title, title_justify="left")
+    for value in (found.on_policy, *found.values.values()):
+        table.add_row(value.estimator, f"{value.mean:.4f}", f"{value.low:.4f} to {value.high:.4f}")
+    console.print(table)
+    overlap = found.overlap
+    console.print(f"{overlap.rows:,} rows are worth {overlap.effective:,.0f}; largest weight {overlap.weight:.1f}")
+    rejected.say(console)
+    return {**msgspec.to_builtins(found), "version": version, "rejected": rejected.count}
+
+
 def replay(
     paths: Sequence[Path], settings: Settings, console: Console, *, speed: float | None = None
 ) -> dict[str, Any]:
