@@ -21,11 +21,12 @@ from ranker.catalogue import Catalogue, Item
 from ranker.comparisons import said
 from ranker.config import Config
 from ranker.counters import Counters
+from ranker.epoch import Epoch, Told
 from ranker.errors import RegistryError
 from ranker.events import Value
 from ranker.evidence import Act, Answer, Evidence
 from ranker.features import AGES, Acts, Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
-from ranker.index import Among, Index
+from ranker.index import FLAT, Among, Index
 from ranker.interests import population
 from ranker.mmoe import folding, mixed
 from ranker.model import Model, answers_of, beside_answers, parts
@@ -35,8 +36,12 @@ from ranker.summary import Space, Summariser, masked, words_factor
 from ranker.taste import Factor, Taste, fuse
 from ranker.vocabulary import Tags, Vocabulary
 
-#: below this many items the item side of the first layer is kept; above, memory matters more than the product
-CACHED_ITEMS = 131_072
+#: up to this many items the item side is kept for every version; beyond, it is computed for the rows that are scored,
+#: for a version comes every few seconds and a million items cost seconds and gigabytes
+CACHED_ITEMS = FLAT
+#: rows of a larger catalogue that stand for it where a mean over the items is meant
+SAMPLE = 65_536
+CHUNK = 16_384
 #: from so many hidden units of all experts together bfloat16 pays: 1,024 units, 256 inputs, 500 rows on one core with
 #: AMX took 0.3 ms against 1.8; 256 units, 128 inputs saved 0.1 ms, not worth the digits
 WIDE = 1024
@@ -68,7 +73,8 @@ class _Side:
     """The item side of everything, by catalogue row.
 
     Attributes:
-        first_NS: its part of the first layer, or (N, D) its features where `whole` is False.
+        whole: whether every row is kept; if not, the first four are empty and `index` is not used (see `Epoch`).
+        first_NS: its part of the first layer.
         tail_NX: [phi, b, wide term, counts].
         typical_K1: the mean of [phi, b] over the items.
         population_C: shares of the categories in the impressions that the version counted.
@@ -98,7 +104,8 @@ class Inference:
         weights: `Model.state_dict()`, or what a version ships; kept as they are, so they may not change afterwards.
         encoder: to share the cache of encoded items between versions.
         vocabulary: to share the tags of a catalogue between versions.
-        cached: up to so many items the item side of the first layer is kept in memory.
+        cached: up to so many items the item side is kept in memory; beyond, they are found by `epoch`'s index.
+        epoch: to share the index of a large catalogue between versions.
         bf16: experts in bfloat16; by default where they are many (WIDE) and the CPU has AMX. Probabilities of
             binary objectives moved by less than 0.005 over random weights.
 
@@ -114,9 +121,11 @@ class Inference:
         encoder: Encoder | None = None,
         vocabulary: Vocabulary | None = None,
         cached: int = CACHED_ITEMS,
+        epoch: Epoch | None = None,
         bf16: bool | None = None,
     ) -> None:
         self.config, self.encoder, self._cached = config, encoder or Encoder(config), cached
+        self.epoch, self._changes = epoch or Epoch(), 0
         sizes = self.sizes = self.encoder.sizes
         with torch.device("meta"):
             wanted = Model(config, torch.Generator()).state_dict()
@@ -183,8 +192,11 @@ class Inference:
         side = self._side
         items = catalogue.items[: len(catalogue)]
         whole = len(items) <= self._cached
-        if catalogue is not self._catalogue or whole != side.whole:
-            side = self._empty(whole=whole)
+        if not whole:
+            self._attach_large(catalogue, items)
+            return
+        if catalogue is not self._catalogue or not side.whole:
+            side = self._empty(whole=True)
         seen = side.seen
         # items are never changed, only replaced; said without a loop, for this runs each second beside the requests
         changed = list(compress(range(len(seen)), map(is_not, items, seen)))
@@ -199,8 +211,8 @@ class Inference:
                 size *= 2
             first_NS, tail_NX, act_NH = (_grown(tensor, size) for tensor in (first_NS, tail_NX, act_NH))
             born_N = np.concatenate([born_N, np.zeros(size - len(born_N), np.int64)])
-        for few in np.array_split(rows, max(1, len(rows) // 16_384)):
-            first_NS[few], tail_NX[few], act_NH[few] = self._embed(self.encoder.items(catalogue, few), whole)
+        for few in np.array_split(rows, max(1, len(rows) // CHUNK)):
+            first_NS[few], tail_NX[few], act_NH[few] = self._embed(self.encoder.items(catalogue, few))
             born_N[few] = [items[row].first_seen for row in few.tolist()]
         base_NX = tail_NX[: len(items), : self.sizes.K + 1].numpy()
         typical_K1 = base_NX.mean(0) if len(items) else np.zeros(self.sizes.K + 1, np.float32)
@@ -217,9 +229,53 @@ class Inference:
             tail_NX,
             act_NH,
             born_N,
-            whole,
+            True,
             Index(base_NX),
             typical_K1,
+            tags=tags,
+            space=space,
+            population_C=population(catalogue.interests_NC[: len(items)], known_N),
+        )
+        self._catalogue = catalogue
+
+    @torch.inference_mode()
+    def _attach_large(self, catalogue: Catalogue, items: list[Item]) -> None:
+        """Of a large catalogue only a sample is embedded; the epoch's index is told of new items."""
+        if self._catalogue is not None and catalogue is not self._catalogue and not self._side.whole:
+            self.epoch = Epoch()
+        begun = self.epoch.index is None
+
+        @torch.inference_mode()
+        def tell(rows: NDArray[np.int64]) -> Told:
+            base_NX = np.empty((len(rows), self.sizes.K + 1), np.float32)
+            shown_N = np.empty(len(rows), np.float32)
+            for start in range(0, len(rows), CHUNK):
+                few = slice(start, start + CHUNK)
+                tail_NX = self._tail(self.encoder.items(catalogue, rows[few]))
+                base_NX[few], shown_N[few] = tail_NX[:, : self.sizes.K + 1].numpy(), self._shown(tail_NX)
+            return Told(base_NX, shown_N)
+
+        self.tell = tell
+        changes, known = self.epoch.take(items, tell), self._changes
+        if changes == known and catalogue is self._catalogue and not self._side.whole:
+            return
+        self._changes = changes
+        rows_S = np.unique(np.linspace(0, len(items) - 1, SAMPLE).astype(np.int64))
+        base_SX = tell(rows_S).vectors_NX
+        if self.vocabulary is None or self.vocabulary.catalogue is not catalogue:
+            shared = self._shared if self._shared is not None and self._shared.catalogue is catalogue else None
+            self.vocabulary = shared or Vocabulary(self.config, catalogue)
+        # the counts are as of the epoch: telling a million items' tags by them anew is for an epoch, not for a version
+        known_N = self.epoch.shown_N
+        self.vocabulary.update(known_N if begun and known_N.any() else None)
+        tags = self.vocabulary.tags
+        space = Space.of(tags.directions(base_SX[:, :-1], rows_S), self.prior)
+        empty = self._empty(whole=False)
+        self._side = replace(
+            empty,
+            seen=items,
+            born_N=self.epoch.born_N,
+            typical_K1=base_SX.mean(0),
             tags=tags,
             space=space,
             population_C=population(catalogue.interests_NC[: len(items)], known_N),
@@ -306,7 +362,7 @@ class Inference:
 
     def base(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Base rewards phi (N, K) and population intercepts b (N,) of attached catalogue rows."""
-        tail_NX: NDArray[np.float32] = self._side.tail_NX.numpy()[rows]
+        tail_NX = self._rows(self._side, rows)[1].numpy()
         return tail_NX[:, : self.sizes.K], tail_NX[:, self.sizes.K]
 
     @property
@@ -323,7 +379,7 @@ class Inference:
         Shapes: returns (N,). Only their order means anything: they are as of the counters' landmark.
         """
         side = self._side
-        return self._shown(side.tail_NX[: len(side.seen)])
+        return self._shown(side.tail_NX[: len(side.seen)]) if side.whole else self.epoch.shown_N[: len(side.seen)]
 
     def preferred(self, taste: Taste, utility_N: NDArray[np.float32]) -> NDArray[np.float32]:
         """P(preferred to a typical item of the catalogue), a bounded form of r that is comparable between people.
@@ -355,13 +411,14 @@ class Inference:
             raise IndexError(f"rows reach from {rows.min()} to {rows.max()}, {len(side.seen)} items are attached")
         K, objectives = self.sizes.K, len(self.config.objectives)
         places_N, born_N = torch.from_numpy(rows), side.born_N[rows]
-        first_NS, tail_NX = side.first_NS.index_select(0, places_N), side.tail_NX.index_select(0, places_N)
+        if side.whole:
+            first_NS, tail_NX = side.first_NS.index_select(0, places_N), side.tail_NX.index_select(0, places_N)
+        else:
+            first_NS, tail_NX, _ = self._rows(side, rows)
         if extra:
-            first, tail, _ = self._embed(lay_out([self.encoder.item(item) for item in extra]), side.whole)
+            first, tail, _ = self._embed(lay_out([self.encoder.item(item) for item in extra]))
             first_NS, tail_NX = torch.cat([first_NS, first]), torch.cat([tail_NX, tail])
             born_N = np.concatenate([born_N, np.array([item.first_seen for item in extra], np.int64)])
-        if not side.whole:
-            first_NS = self._first(first_NS, tail_NX[:, : K + 1])
         wide_end = K + 1 + objectives
         input_XN = np.empty((len(self._request_XS), len(born_N)), np.float32)
         tail_XN = np.ascontiguousarray(tail_NX.numpy().T)
@@ -420,9 +477,15 @@ class Inference:
         """
         catalogue, one = self._catalogue, np.ones(1, np.float32)
         known = catalogue is not None and target_C is not None
-        return draw(
-            self._side.index,
-            np.append(taste.mean_K, one),
+        side, query_X = self._side, np.append(taste.mean_K, one)
+        index: Index | None = side.index
+        if not side.whole:
+            index = self.epoch.index
+            self.epoch.asked(query_X)
+        assert index is not None
+        drawn = draw(
+            index,
+            query_X,
             count,
             interests_NC=catalogue.interests_NC if catalogue is not None else np.zeros((0, 0), np.float32),
             target_C=target_C if known and target_C is not None else np.zeros(0),
@@ -432,6 +495,8 @@ class Inference:
             among=among,
             without=without,
         )
+        # another version that shares the index may know newer items
+        return drawn if side.whole else drawn._replace(rows=drawn.rows[drawn.rows < len(side.seen)])
 
     def fresh(self, since: int) -> NDArray[np.bool_]:
         """Which attached rows were first seen at this time (ms) or later."""
@@ -445,7 +510,7 @@ class Inference:
 
     def _empty(self, *, whole: bool) -> _Side:
         sizes, objectives = self.sizes, len(self.config.objectives)
-        first_NS = torch.zeros(0, sizes.S if whole else sizes.D)
+        first_NS = torch.zeros(0, sizes.S)
         tail_NX = torch.zeros(0, sizes.K + 1 + objectives + self._counters.inputs)
         nothing = np.zeros((0, sizes.K + 1), np.float32)
         act_NH, born_N, typical_K1 = (
@@ -498,7 +563,7 @@ class Inference:
         rows = self._find(names)
         known, side = rows >= 0, self._side
         base_NX = np.empty((len(names), K + 1), np.float32)
-        base_NX[known] = side.tail_NX.numpy()[rows[known], : K + 1]
+        base_NX[known] = self._rows(side, rows[known])[1][:, : K + 1].numpy()
         if not known.all():
             base_NX[~known] = self._strangers(names, known)[1][:, : K + 1].numpy()
         difference_AX = base_NX[::2] - base_NX[1::2]
@@ -508,7 +573,7 @@ class Inference:
     def _strangers(self, names: Sequence[str], known: NDArray[np.bool_]) -> tuple[Tensor, Tensor, Tensor]:
         """The item side of those that are not attached, by their id alone."""
         bags = [self.encoder.item(Item(name)) for name, there in zip(names, known.tolist(), strict=True) if not there]
-        return self._embed(lay_out(bags), self._side.whole)
+        return self._embed(lay_out(bags))
 
     def _find(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Rows of the items, -1 for those that are not attached."""
@@ -530,22 +595,46 @@ class Inference:
         rows = self._find(names)
         side, known = self._side, rows >= 0
         hidden_AH = np.empty((len(names), self.sizes.encoder), np.float32)
-        hidden_AH[known] = side.act_NH.numpy()[rows[known]]
+        hidden_AH[known] = side.act_NH.numpy()[rows[known]] if side.whole else self._rows(side, rows[known])[2].numpy()
         if not known.all():
             hidden_AH[~known] = self._strangers(names, known)[2].numpy()
         return hidden_AH
 
-    def _embed(self, bags: Flat, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """The item side of bags, as `_Side` keeps it: first layer or features, tail, act."""
+    @torch.inference_mode()
+    def _rows(self, side: _Side, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        """The item side of attached rows, as `_Side` keeps it: first layer, tail, act."""
+        if side.whole:
+            places_N = torch.from_numpy(rows)
+            return tuple(kept.index_select(0, places_N) for kept in (side.first_NS, side.tail_NX, side.act_NH))  # type: ignore[return-value]
+        assert self._catalogue is not None
+        if len(rows) == 0:
+            return side.first_NS, side.tail_NX, side.act_NH
+        return self._embed(self.encoder.items(self._catalogue, rows))
+
+    def _embed(self, bags: Flat) -> tuple[Tensor, Tensor, Tensor]:
+        """The item side of bags, as `_Side` keeps it."""
+        item_ND = self._features(bags)
+        tail_NX = self._tail(bags, item_ND)
+        first_NS = self._first(item_ND, tail_NX[:, : self.sizes.K + 1])
+        return first_NS, tail_NX, item_ND @ self._act_item.T
+
+    def _features(self, bags: Flat) -> Tensor:
+        item_ND = functional.embedding_bag(
+            torch.from_numpy(bags.rows),
+            self._table_VD,
+            torch.from_numpy(np.cumsum(bags.lengths) - bags.lengths),
+            mode="sum",
+            per_sample_weights=torch.from_numpy(bags.weights),
+        )
+        return item_ND + torch.from_numpy(bags.numbers @ self._numbers["item"])
+
+    def _tail(self, bags: Flat, item_ND: Tensor | None = None) -> Tensor:
         rows, weights = torch.from_numpy(bags.rows), torch.from_numpy(bags.weights)
         starts = torch.from_numpy(np.cumsum(bags.lengths) - bags.lengths)
-        item_ND = functional.embedding_bag(rows, self._table_VD, starts, mode="sum", per_sample_weights=weights)
         wide_NT = functional.embedding_bag(rows, self._wide_VT, starts, mode="sum", per_sample_weights=weights)
-        item_ND = item_ND + torch.from_numpy(bags.numbers @ self._numbers["item"])
-        base_NX = functional.linear(item_ND, self._phi, self._phi_bias)
+        base_NX = functional.linear(self._features(bags) if item_ND is None else item_ND, self._phi, self._phi_bias)
         counts_NF = self._counters.find(rows[starts[:, None] + torch.arange(2)])
-        first = self._first(item_ND, base_NX) if whole else item_ND
-        return first, torch.cat([base_NX, wide_NT, counts_NF], 1), item_ND @ self._act_item.T
+        return torch.cat([base_NX, wide_NT, counts_NF], 1)
 
     def _first(self, item_ND: Tensor, base_NX: Tensor) -> Tensor:
         return torch.cat([item_ND, base_NX], 1) @ self._to_first

@@ -151,17 +151,25 @@ class Tags:
         ones = np.ones(len(self.columns_M), np.float32)
         return sparse.csr_array((ones, self.columns_M, self.starts), shape=(self.items, len(self)))
 
-    def directions(self, phi_NK: NDArray[np.floating]) -> NDArray[np.float64]:
+    def directions(self, phi_NK: NDArray[np.floating], rows: NDArray[np.int64] | None = None) -> NDArray[np.float64]:
         """Where each tag points in the space of base rewards: its items' mean less the mean of all, shrunk.
 
         A tag of n items counts n / (n + SHRINK), for the mean of few items is mostly their own.
 
+        Args:
+            rows: where given, the rows that `phi_NK` is of: a sample of the catalogue.
+
         Shapes: phi_NK the base rewards of catalogue rows, at least `items` of them; returns (V, K).
         """
+        if rows is not None:
+            phi_NK, rows = phi_NK[rows < self.items], rows[rows < self.items]
         phi_NK = np.asarray(phi_NK[: self.items], np.float64)
         if not len(self) or not len(phi_NK):
             return np.zeros((len(self), phi_NK.shape[1]))
-        matrix_NV = self.matrix_NV if len(phi_NK) == self.items else self.matrix_NV[: len(phi_NK)]
+        if rows is not None:
+            matrix_NV = self.matrix_NV[rows]
+        else:
+            matrix_NV = self.matrix_NV if len(phi_NK) == self.items else self.matrix_NV[: len(phi_NK)]
         sums_VK = np.asarray(matrix_NV.T @ phi_NK, np.float64)
         count_V = np.maximum(np.asarray(matrix_NV.sum(0), np.float64), 1e-9)[:, None]
         found: NDArray[np.float64] = (sums_VK / count_V - phi_NK.mean(0)) * (count_V / (count_V + SHRINK))

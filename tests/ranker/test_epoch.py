@@ -1,0 +1,157 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from ranker.catalogue import Catalogue, Item
+from ranker.config import Config, Inputs, Objective
+from ranker.epoch import Epoch, Told
+from ranker.errors import DataError
+from ranker.evidence import Act, Evidence
+from ranker.inference import Inference
+from ranker.model import Model
+
+CONFIG = Config(
+    objectives=(Objective(name="click", event="click"),),
+    fields=Inputs(item={"genre": "category"}),
+    interests="genre",
+    scale="tiny",
+)
+NOW = 10**9
+
+
+def some(count: int, start: int = 0) -> list[Item]:
+    return [Item(f"i{n}", {"genre": "abcd"[n % 4]}, n) for n in range(start, start + count)]
+
+
+def teller(scale: float = 1.0):
+    def tell(rows: np.ndarray) -> Told:
+        lines = np.stack([np.cos(rows * 0.7), np.sin(rows * 0.7), rows / 100], 1).astype(np.float32)
+        return Told(scale * lines, rows.astype(np.float32))
+
+    return tell
+
+
+QUERY = np.array([0.0, 0.0, 1.0], np.float32)
+
+
+def test_the_first_version_tells_and_the_lists_come_behind():
+    epoch, items = Epoch("v1", flat=20), some(50)
+    assert epoch.take(items, teller()) == 1
+    assert epoch.index.search(QUERY, 2)[0].tolist() == [49, 48]
+    epoch.wait()
+    assert (epoch.builds, len(epoch.index.lists) > 1) == (1, True)
+    assert epoch.index.search(QUERY, 2, share=1.0)[0].tolist() == [49, 48]
+    assert epoch.take(items, teller(-1)) == 1
+    assert epoch.born_N.tolist() == list(range(50))
+
+
+def test_new_and_replaced_items_are_told_by_whoever_comes_first():
+    epoch, items = Epoch(flat=20), some(50)
+    epoch.take(items, teller())
+    epoch.wait()
+    more = [items[0], Item("i1", {}, 7), *items[2:], *some(3, 50)]
+    assert epoch.take(more, teller(100)) == 2
+    assert epoch.take(more, teller(-1)) == 2
+    assert epoch.index.search(QUERY, 4, share=1.0)[0].tolist() == [52, 51, 50, 1]
+    assert epoch.index.vectors(np.array([2])) == pytest.approx(teller()(np.array([2])).vectors_NX)
+    assert epoch.born_N[1] == 7
+
+
+def test_what_comes_while_it_is_built_is_not_lost():
+    epoch, items, gate = Epoch(flat=20), some(50), threading.Event()
+    first = Epoch("v1", flat=20)
+    first.take(items, teller())
+    first.wait()
+    epoch = Epoch("v2", before=first, flat=20)
+
+    def slow(rows: np.ndarray) -> Told:
+        if threading.current_thread() is not threading.main_thread():
+            gate.wait(10)
+        return teller(-1)(rows)
+
+    epoch.take(items, slow)
+    assert epoch.index is first.index  # the old vectors answer meanwhile
+    epoch.take([*items, *some(2, 50)], teller(9))
+    assert epoch.index.search(QUERY, 2, share=1.0)[0].tolist() == [51, 50]
+    gate.set()
+    epoch.wait()
+    assert epoch.index.search(QUERY, 3, share=1.0)[0].tolist() == [51, 50, 0]
+    assert first.index.search(QUERY, 1, share=1.0)[0].tolist() == [49]
+
+
+def test_what_ends_the_builder_is_said_and_the_index_stays():
+    first, items = Epoch(flat=20), some(50)
+    first.take(items, teller())
+    first.wait()
+    epoch = Epoch(before=first, flat=20)
+
+    def broken(rows: np.ndarray) -> Told:
+        if threading.current_thread() is not threading.main_thread():
+            raise DataError("rows", len(rows), "none")
+        return teller()(rows)
+
+    epoch.take(items, broken)
+    epoch.wait()
+    with pytest.raises(DataError):
+        epoch.take(items, teller())
+    assert epoch.index.search(QUERY, 1, share=1.0)[0].tolist() == [49]
+
+
+def test_recall_says_what_older_vectors_cost():
+    epoch = Epoch(flat=100)
+    assert epoch.recall(teller(), 5) is None
+    epoch.take(some(50), teller())
+    epoch.asked(QUERY)
+    assert epoch.recall(teller(), 5) == 1.0
+    assert epoch.recall(teller(-1), 5) == 0.0
+
+
+def catalogue_of(items: list[Item]) -> Catalogue:
+    catalogue = Catalogue(CONFIG)
+    for item in items:
+        catalogue.put(item)
+    return catalogue
+
+
+def test_a_large_catalogue_is_scored_and_searched_like_a_small_one():
+    catalogue = catalogue_of(some(60))
+    weights = Model(CONFIG, torch.Generator().manual_seed(0)).state_dict()
+    small, large = Inference(CONFIG, weights), Inference(CONFIG, weights, cached=30, epoch=Epoch("v1", flat=1000))
+    for inference in (small, large):
+        inference.attach(catalogue)
+    evidence = Evidence(history=(Act("i3", "click", NOW), Act("strange", "click", NOW)))
+    one, other = small.taste(evidence, NOW), large.taste(evidence, NOW)
+    assert other.mean_K == pytest.approx(one.mean_K, abs=1e-6)
+    rows = np.arange(60)
+    found = [i.score(one, user={}, request={}, rows=rows, now=NOW) for i in (small, large)]
+    assert found[1].logits_NT == pytest.approx(found[0].logits_NT, abs=1e-5)
+    target = np.array([0.7, 0.1, 0.1, 0.1])
+    how = {"target_C": target, "share": 0.5}
+    assert large.retrieve(one, 20, **how).rows.tolist() == small.retrieve(one, 20, **how).rows.tolist()
+    assert large.impressions().tolist() == small.impressions().tolist()
+    assert large.fresh(58).sum() == 2
+    assert large._side.tail_NX.nbytes == 0
+
+
+def test_versions_of_an_epoch_share_its_index_and_score_with_their_own_weights():
+    catalogue = catalogue_of(some(60))
+    epoch = Epoch("v1")
+    one, other = (
+        Inference(CONFIG, Model(CONFIG, torch.Generator().manual_seed(seed)).state_dict(), cached=30, epoch=epoch)
+        for seed in (0, 1)
+    )
+    one.attach(catalogue)
+    index = epoch.index
+    other.attach(catalogue)
+    assert epoch.index is index
+    taste = one.taste(Evidence(), NOW)
+    scores = [i.score(taste, user={}, request={}, rows=np.arange(5), now=NOW).logits_NT for i in (one, other)]
+    assert not np.allclose(*scores)
+    catalogue.put(Item("new", {"genre": "a"}, 99))
+    other.attach(catalogue)
+    assert len(epoch.index) == 61
+    assert 60 not in one.retrieve(taste, 61).rows  # it does not know the item yet
+    one.attach(catalogue)
+    assert 60 in one.retrieve(taste, 61).rows
