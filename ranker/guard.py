@@ -1,15 +1,15 @@
 """The echo-chamber guard: personalisation stays within stated bounds, and every time it is held back the slate says so.
 
 Three bounds, each of which can be lifted (config.Guard): how far the slate's worth to this person may lie above its
-worth to the population (the sycophancy gap), how far her interests of late may lie from her long-term ones (drift),
+worth to the population (the sycophancy gap), how far the interests asked for may lie from her long-term ones (drift),
 and how many places are at least outside of her dominant interests (novelty). Nothing is ever removed: places change
 their items, so a slate is as long as it would have been. There is no chance in it: the same request gets the same.
 
-The caution is that of barreto2025capturing's closing remarks; gap and blending are ours, after the guardrail that a
-fully personal reward calls for. Axes: N candidates, S places, C categories (interests).
+That a fully personal reward may trap people is the caution of barreto2025capturing; gap, blending and bounds are ours.
+Axes: N candidates, S places, C categories (interests), R candidates that may enter or leave.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -21,13 +21,9 @@ from ranker.config import Guard
 
 Floats = NDArray[np.floating]
 Rows = NDArray[np.int64]
-Rerank = Callable[[NDArray[np.float32]], Rows]
-"""utility of the candidates -> the slate's rows in order"""
 
 #: halvings of the blend's weight, which is found to 1/64
 HALVINGS = 6
-#: reranks before the order becomes the population's altogether; a second one is rare
-TURNS = 4
 
 
 class Intervention(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
@@ -36,7 +32,7 @@ class Intervention(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_def
     Attributes:
         numbers: blend: gap_before, gap_after, bound, weight; drift: distance_before, distance_after, bound;
             novelty: asked, put_in (places).
-        put_in: items that came into the slate for novelty's sake, `taken_out` those whose places they took.
+        put_in: items that came into the first places, `taken_out` those whose places they took.
     """
 
     kind: Literal["blend", "drift", "novelty"]
@@ -72,12 +68,10 @@ class Guarded:
 
     Attributes:
         order_S: the rows to show, as many as before.
-        utility_N: what they are ordered by; blended where the guard blended.
-        gap: the sycophancy gap of the first `window` places.
+        gap: the sycophancy gap of its first `window` places.
     """
 
     order_S: Rows
-    utility_N: NDArray[np.float32]
     gap: float
     interventions: tuple[Intervention, ...] = ()
 
@@ -122,64 +116,37 @@ def capped(recent_C: Floats, long_C: Floats, bound: float) -> tuple[NDArray[np.f
 
 
 def protect(
-    policy: Guard,
-    order_S: Rows,
-    utility_N: NDArray[np.float32],
-    candidates: Candidates,
-    *,
-    target_C: Floats,
-    window: int,
-    rerank: Rerank,
+    policy: Guard, order_S: Rows, utility_N: Floats, candidates: Candidates, *, target_C: Floats, window: int
 ) -> Guarded:
     """Hold the first `window` places of a slate to the policy's novelty and gap; the rest follows as it was.
 
-    Where the gap is over its bound the utility is blended toward the population's order, (1 - w) u + w v with v
-    P(preferred | population) on u's mean and spread, and the slate is made again by `rerank`. The weight w is the
-    smallest, to 1/64, for which the blended utility's own first places keep the bound less what rerank and novelty
-    added the last time; so what is returned keeps the bound, or w = 1. Where all candidates are shown there is no
-    other choice to make, and nothing is blended.
+    Novelty: what has interests, less than half of them among the dominant ones, is new. Where there is too little of
+    it the best new candidates take the last familiar places, without taking from interests that are not dominant what
+    their share entitles them to.
+
+    Gap: where it is over its bound, candidates are ordered by (1 - w) u + w v, with u the utility and v P(preferred |
+    population) on u's mean and spread, and w is the smallest weight, to 1/64, at which the best of that order keep the
+    bound. Toward that order the slate is led one exchange after the other, the worst going first, only until it keeps
+    the bound; so it does, or w = 1 and all is the population's that may change. For a utility that is the preference
+    alone, u - w (u - v) is the Lagrangian of "most utility within the bound", so w is its multiplier.
 
     Args:
-        order_S: what `rerank` makes of the utility as it is.
+        order_S: rows in the order that would be shown.
+        utility_N: what is not finite never enters.
         target_C: the interests that were asked for, zeros where nothing is known: then nothing is new or old to her.
-
-    Rows whose utility is not finite never enter.
     """
-    novel, put_in, taken_out = _renewed(policy, order_S, utility_N, candidates, target_C=target_C, window=window)
-    personal_N, population_N = candidates.personal_N, candidates.population_N
-    gap_before = gap = _gap(novel, candidates, window)
-    interventions: list[Intervention] = []
-    finite_N = np.isfinite(utility_N)
-    if gap > policy.gap and window < int(finite_N.sum()):
-        other_N = _on_scale(population_N, utility_N, finite_N)
-        apart_N = np.where(finite_N, np.asarray(personal_N, np.float64) - population_N, 0.0)
-
-        own_N = np.where(finite_N, utility_N, 0.0)
-
-        def blended(weight: float) -> NDArray[np.float32]:
-            mixed_N = np.where(finite_N, (1 - weight) * own_N + weight * other_N, -np.inf)
-            return mixed_N.astype(np.float32)
-
-        def plain(weight: float) -> float:
-            return float(apart_N[np.argpartition(-blended(weight), window - 1)[:window]].mean())
-
-        aim, weight = policy.gap - (gap - plain(0.0)), 0.0
-        for turn in range(TURNS):
-            weight = 1.0 if turn == TURNS - 1 else _smallest(plain, aim, weight)
-            utility = blended(weight)
-            novel, put_in, taken_out = _renewed(
-                policy, rerank(utility), utility, candidates, target_C=target_C, window=window
-            )
-            gap = _gap(novel, candidates, window)
-            if gap <= policy.gap or weight == 1:
-                break
-            aim -= gap - policy.gap
-        utility_N = utility
-        interventions.append(_blend(gap_before, gap, policy.gap, weight))
-    if put_in:
-        places = int(policy.novelty * window + 1e-9)
-        interventions.append(_novelty(places, put_in, taken_out, candidates))
-    return Guarded(order_S=novel, utility_N=utility_N, gap=gap, interventions=tuple(interventions))
+    window = min(window, len(order_S))
+    order_S, changed, new = _renewed(policy, order_S, utility_N, candidates, target_C=target_C, window=window)
+    done = [] if not len(changed) else [_novelty(int(policy.novelty * window + 1e-9), changed, candidates.ids)]
+    before = gap = _gap(candidates, order_S[:window])
+    if gap > policy.gap:
+        fixed_S = np.zeros(window, np.bool_) if candidates.fixed_N is None else candidates.fixed_N[order_S[:window]]
+        fixed_S[new] = True
+        order_S, changed, weight = _blended(policy.gap, order_S, utility_N, candidates, fixed_S=fixed_S)
+        gap = _gap(candidates, order_S[:window])
+        if len(changed):
+            done.append(_blend(before, gap, policy.gap, weight=weight, changed=changed, ids=candidates.ids))
+    return Guarded(order_S=order_S, gap=gap, interventions=tuple(done))
 
 
 def dominant(target_C: Floats, share: float) -> NDArray[np.bool_]:
@@ -197,94 +164,136 @@ def dominant(target_C: Floats, share: float) -> NDArray[np.bool_]:
     return found_C
 
 
-def _gap(order_S: Rows, candidates: Candidates, window: int) -> float:
-    shown = order_S[:window]
-    return sycophancy_gap(candidates.personal_N[shown], candidates.population_N[shown])
-
-
-def _on_scale(population_N: Floats, utility_N: Floats, finite_N: NDArray[np.bool_]) -> Floats:
-    """The population's order in units of this request's utilities."""
-    known, other = np.asarray(utility_N, np.float64)[finite_N], np.asarray(population_N, np.float64)[finite_N]
-    spread = other.std()
-    scale = known.std() / spread if spread > 0 else 0.0
-    return np.asarray(known.mean() + scale * (np.asarray(population_N, np.float64) - other.mean()))
-
-
-def _smallest(plain: Callable[[float], float], aim: float, least: float) -> float:
-    """The smallest weight above `least` for which `plain` is at most `aim`, by halving; 1 where none is."""
-    steps = 1 << HALVINGS
-    low, high = int(least * steps), steps
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if plain(middle / steps) <= aim else (middle, high)
-    return high / steps
+def _gap(candidates: Candidates, shown_S: Rows) -> float:
+    return sycophancy_gap(candidates.personal_N[shown_S], candidates.population_N[shown_S])
 
 
 def _renewed(
     policy: Guard, order_S: Rows, utility_N: Floats, candidates: Candidates, *, target_C: Floats, window: int
-) -> tuple[Rows, list[int], list[int]]:
-    """The order with enough novel items in its window, those put in, and those whose places they took.
-
-    Novel is what has interests, less than half of them among the dominant ones. The best novel candidates take the
-    last places that familiar items hold; an interest that is not dominant keeps what its share entitles it to.
-    """
+) -> tuple[Rows, Rows, list[int]]:
+    """The order with enough novelty, the (out, in) rows of what was exchanged, and the places that novelty needs."""
+    asked = int(policy.novelty * window + 1e-9)
+    nothing = np.zeros((0, 2), np.int64)
+    if not asked or not target_C.any():
+        return order_S, nothing, []
     shown = order_S[:window]
-    asked = int(policy.novelty * len(shown) + 1e-9)
-    if not asked or not np.any(target_C):
-        return order_S, [], []
     interests_NC, familiar_C = candidates.interests_NC, dominant(target_C, policy.dominant)
     shown_SC = interests_NC[shown]
-    novel_S = _novel(shown_SC, familiar_C)
-    lack = asked - int(novel_S.sum())
+    new_S = _new(shown_SC, familiar_C)
+    needed = np.flatnonzero(new_S)[:asked].tolist()
+    lack = asked - len(needed)
     if lack <= 0:
-        return order_S, [], []
-    waiting_N = _novel(interests_NC, familiar_C) & np.isfinite(utility_N)
-    if candidates.open_N is not None:
-        waiting_N &= candidates.open_N
+        return order_S, nothing, needed
+    waiting_N = _new(interests_NC, familiar_C) & _may_enter(utility_N, candidates)
     waiting_N[shown] = False
     waiting = np.flatnonzero(waiting_N)
     waiting = waiting[np.argsort(-utility_N[waiting], kind="stable")[:lack]]
-    free_S = ~novel_S if candidates.fixed_N is None else ~novel_S & ~candidates.fixed_N[shown]
-    entitled_C = np.where(familiar_C, 0.0, np.floor(len(shown) * np.asarray(target_C) + 1e-9))
-    order_S, held_C = order_S.copy(), shown_SC.sum(0, dtype=np.float64)
-    put_in, taken_out = [], []
+    free_S = ~new_S if candidates.fixed_N is None else ~new_S & ~candidates.fixed_N[shown]
+    entitled_C = np.where(familiar_C, 0.0, np.floor(window * target_C + 1e-9))
+    held_C = shown_SC.sum(0, dtype=np.float64)
+    leaves = []
     for row in waiting.tolist():
-        stays_SC = held_C - shown_SC >= np.minimum(held_C, entitled_C) - 1e-6
-        places = np.flatnonzero(free_S & stays_SC.all(1))
+        stays_S = (held_C - shown_SC >= np.minimum(held_C, entitled_C) - 1e-6).all(1)
+        places = np.flatnonzero(free_S & stays_S)
         if not len(places):
             break
         place = int(places[-1])
-        leaves = int(order_S[place])
-        order_S[window:][order_S[window:] == row] = leaves  # all are placed: the two change places
-        order_S[place] = row
+        leaves.append(place)
         free_S[place] = False
-        held_C += interests_NC[row] - interests_NC[leaves]
-        put_in.append(row)
-        taken_out.append(leaves)
-    return order_S, put_in, taken_out
+        held_C += interests_NC[row] - shown_SC[place]
+    put_in, places_K = waiting[: len(leaves)], np.array(leaves, np.int64)
+    order_S, changed = _exchanged(order_S, places_K, put_in)
+    return order_S, changed, [*needed, *leaves]
 
 
-def _novel(interests_NC: Floats, familiar_C: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _blended(
+    bound: float, order_S: Rows, utility_N: Floats, candidates: Candidates, *, fixed_S: NDArray[np.bool_]
+) -> tuple[Rows, Rows, float]:
+    """The order within the bound, the (out, in) rows of what was exchanged, and the weight."""
+    window = len(fixed_S)
+    shown_S = order_S[:window]
+    apart_N = np.asarray(candidates.personal_N, np.float64) - candidates.population_N
+    may_N = _may_enter(utility_N, candidates)
+    may_N[shown_S] = ~fixed_S
+    rows_R = np.flatnonzero(may_N)
+    free = window - int(fixed_S.sum())
+    if not 0 < free < len(rows_R):
+        return order_S, np.zeros((0, 2), np.int64), 0.0
+    own_R, apart_R = np.asarray(utility_N[rows_R], np.float64), apart_N[rows_R]
+    other_R = _on_scale(np.asarray(candidates.population_N[rows_R], np.float64), own_R)
+    most = bound * window - float(apart_N[shown_S[fixed_S]].sum())
+
+    def best(weight: float) -> Rows:
+        return np.argpartition((weight - 1) * own_R - weight * other_R, free - 1)[:free]
+
+    low, high, steps = 0, 1 << HALVINGS, 1 << HALVINGS
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if apart_R[best(middle / steps)].sum() <= most else (middle, high)
+    weight = high / steps
+    value_R = (1 - weight) * own_R + weight * other_R
+    held_R = np.zeros(len(rows_R), np.bool_)
+    held_R[np.searchsorted(rows_R, shown_S[~fixed_S])] = True
+    wanted_R = np.zeros(len(rows_R), np.bool_)
+    wanted_R[best(weight)] = True
+    goes, comes = np.flatnonzero(held_R & ~wanted_R), np.flatnonzero(wanted_R & ~held_R)
+    goes = goes[np.argsort(value_R[goes], kind="stable")]
+    comes = comes[np.argsort(-value_R[comes], kind="stable")]
+    # the sum after each number of exchanges; the last is that of the best, so where they keep the bound one does
+    sums_K = apart_R[held_R].sum() + np.cumsum(apart_R[comes] - apart_R[goes])
+    kept = np.flatnonzero(sums_K <= most)
+    count = int(kept[0]) + 1 if len(kept) else len(goes)
+    place_N = dict(zip(shown_S.tolist(), range(window), strict=True))
+    places_K = np.array([place_N[row] for row in rows_R[goes[:count]].tolist()], np.int64)
+    order_S, changed = _exchanged(order_S, np.sort(places_K), rows_R[comes[:count]])
+    return order_S, changed, weight
+
+
+def _may_enter(utility_N: Floats, candidates: Candidates) -> NDArray[np.bool_]:
+    finite_N: NDArray[np.bool_] = np.isfinite(utility_N)
+    return finite_N if candidates.open_N is None else finite_N & candidates.open_N
+
+
+def _on_scale(other_R: Floats, own_R: Floats) -> Floats:
+    """The population's preferences in units of this request's utilities."""
+    spread = other_R.std()
+    scale = own_R.std() / spread if spread > 0 else 0.0
+    return np.asarray(own_R.mean() + scale * (other_R - other_R.mean()))
+
+
+def _exchanged(order_S: Rows, places_K: Rows, rows_K: Rows) -> tuple[Rows, Rows]:
+    """The order with the rows at the places, and (out, in); where a row was placed further down, the two change."""
+    moved_S, leaves_K = order_S.copy(), order_S[places_K]
+    for row, leaves in zip(rows_K.tolist(), leaves_K.tolist(), strict=True):
+        moved_S[order_S == row] = leaves
+    moved_S[places_K] = rows_K
+    return moved_S, np.stack([leaves_K, rows_K], 1)
+
+
+def _new(interests_NC: Floats, familiar_C: NDArray[np.bool_]) -> NDArray[np.bool_]:
     total_N = interests_NC.sum(1)
     found_N: NDArray[np.bool_] = (interests_NC @ familiar_C.astype(interests_NC.dtype) < 0.5 * total_N) & (total_N > 0)
     return found_N
 
 
-def _blend(before: float, after: float, bound: float, weight: float) -> Intervention:
-    reason = (
-        f"the slate was worth {before:.2f} more to her than to the population and may be {bound:.2f}: "
-        f"the order is {weight:.0%} the population's"
+def _blend(
+    before: float, after: float, bound: float, *, weight: float, changed: Rows, ids: Sequence[str]
+) -> Intervention:
+    return Intervention(
+        kind="blend",
+        reason=f"the slate was worth {before:.2f} more to her than to the population and may be {bound:.2f}: "
+        f"{len(changed)} places follow an order that is {weight:.0%} the population's",
+        numbers={"gap_before": before, "gap_after": after, "bound": bound, "weight": weight},
+        taken_out=tuple(ids[row] for row in changed[:, 0].tolist()),
+        put_in=tuple(ids[row] for row in changed[:, 1].tolist()),
     )
-    numbers = {"gap_before": before, "gap_after": after, "bound": bound, "weight": weight}
-    return Intervention(kind="blend", reason=reason, numbers=numbers)
 
 
-def _novelty(places: int, put_in: list[int], taken_out: list[int], candidates: Candidates) -> Intervention:
-    count = len(put_in)
+def _novelty(asked: int, changed: Rows, ids: Sequence[str]) -> Intervention:
     return Intervention(
         kind="novelty",
-        reason=f"{places} places are asked to lie outside of her dominant interests: {count} put in",
-        numbers={"asked": float(places), "put_in": float(count)},
-        put_in=tuple(candidates.ids[row] for row in put_in),
-        taken_out=tuple(candidates.ids[row] for row in taken_out),
+        reason=f"{asked} places are asked to lie outside of her dominant interests: {len(changed)} put in",
+        numbers={"asked": float(asked), "put_in": float(len(changed))},
+        taken_out=tuple(ids[row] for row in changed[:, 0].tolist()),
+        put_in=tuple(ids[row] for row in changed[:, 1].tolist()),
     )

@@ -1,7 +1,7 @@
-"""THE REQUEST PATH: evidence -> taste -> candidates -> score -> calibrated set -> exploration -> Slate.
+"""THE REQUEST PATH: evidence -> taste -> candidates -> score -> calibrated set -> guard -> exploration -> Slate.
 
-Pure and synchronous: what it needs is in memory, and the Slate it returns explains itself. The guard takes its
-place between the calibrated set and exploration, which stays last so that its propensities are those of the slate.
+Pure and synchronous: what it needs is in memory, and the Slate it returns explains itself. Exploration stays last, so
+that its propensities are those of the slate.
 
 Axes: N candidates, C categories (interests), T objectives, S places of the slate.
 """
@@ -21,7 +21,7 @@ import numpy as np
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from ranker import calibration
+from ranker import calibration, guard
 from ranker.calibration import Wish
 from ranker.catalogue import Catalogue, Item
 from ranker.config import PREFERENCE, Calibration, Config
@@ -32,10 +32,10 @@ from ranker.evidence import EMPTY, Evidence
 from ranker.exploration import Explorer
 from ranker.index import Among
 from ranker.summary import profiled
+from ranker.taste import Taste, fuse
 
 if TYPE_CHECKING:
     from ranker.inference import Inference, Scores
-    from ranker.taste import Taste
 
 #: people whose tastes are kept, and how long these stand: acts fade over an hour and more
 PEOPLE, MOMENT_MS = 10_000, 10_000
@@ -57,6 +57,7 @@ class Request:
         exclude_seen: recommend nothing that is already in the history (given items are never excluded).
         categories: recommend only items that have one of these; all of them without any.
         fresh_since: recommend only items first seen at this time (ms) or later.
+        guard: false lifts the guard's bounds for this request; who may ask for that is the caller's concern.
     """
 
     user: str
@@ -73,6 +74,7 @@ class Request:
     exclude_seen: bool = True
     categories: Sequence[str] = ()
     fresh_since: int | None = None
+    guard: bool = True
 
 
 class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
@@ -117,6 +119,8 @@ class Slate:
         profile: the interests asked for, where `explain` was asked.
         swapped: the upper position of the exchanged pair, where exploration exchanged one.
         explored: the position that exploration drew anew, where it drew one.
+        interventions: what the guard changed, and why.
+        sycophancy_gap: of the calibrated places as the guard left them; None where it was not asked.
     """
 
     version: str
@@ -132,6 +136,8 @@ class Slate:
     profile: dict[str, float] | None = None
     swapped: int | None = None
     explored: int | None = None
+    interventions: tuple[guard.Intervention, ...] = ()
+    sycophancy_gap: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +148,20 @@ class _Pool:
     rows: NDArray[np.int64]
     extra: list[Item]
     removed: list[tuple[str, str]]
+
+
+class _Known(NamedTuple):
+    """What a version makes of a person's evidence.
+
+    Attributes:
+        interests_C: those to hold, zeros where nothing is known.
+        wanted_C: the same before the guard held them near the long-term ones; `drift` says how far it did.
+    """
+
+    taste: Taste
+    interests_C: NDArray[np.float64]
+    wanted_C: NDArray[np.float64]
+    drift: guard.Intervention | None
 
 
 class _Chosen(NamedTuple):
@@ -174,8 +194,9 @@ class Pipeline:
 
     def __init__(self, config: Config, inference: "Inference", catalogue: Catalogue, version: str) -> None:
         self.config, self.inference, self.catalogue, self.version = config, inference, catalogue, version
-        self._known: OrderedDict[tuple[str, str, int, int, int], tuple[Taste, NDArray[np.float64]]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str, int, int, int], _Known] = OrderedDict()
         self._lock = threading.Lock()
+        self._anyone = fuse(inference.prior)
         self.explorer = Explorer(config.exploration, inference.sizes.K)
         self._weights = {objective.name: objective.weight for objective in config.objectives}
         self._weights[PREFERENCE] = config.preference.weight
@@ -190,7 +211,8 @@ class Pipeline:
         weights = self._weights_of(request)
         manner = self._manner(request, evidence)
 
-        taste, target_C = self.known(request.user, evidence, request.now)
+        known, guarded = self.known(request.user, evidence, request.now), request.guard and self.config.guard.on
+        taste, target_C = known.taste, known.interests_C if guarded else known.wanted_C
         watch.lap("taste")
         pool = (
             self._given(request) if request.items is not None else self._retrieved(request, evidence, taste, target_C)
@@ -207,6 +229,11 @@ class Pipeline:
         watch.lap("score")
         chosen = self._ordered(request, target_C, pool, utility_N, manner)
         watch.lap("calibrate")
+        safe = None
+        if guarded:
+            safe = self._guarded(taste, target_C, pool, scores, preferred_N, utility_N=utility_N, chosen=chosen)
+            chosen = chosen._replace(order_S=safe.order_S)
+        watch.lap("guard")
         drawn = self.explorer.explore(
             chosen.order_S[chosen.pins :],  # what is pinned stays where it is
             self.config.serving.swap,
@@ -248,18 +275,18 @@ class Pipeline:
             profile=self._named(target_C) if request.explain else None,
             swapped=drawn.swapped,
             explored=drawn.slot,
+            interventions=() if safe is None else (*([known.drift] if known.drift else []), *safe.interventions),
+            sycophancy_gap=None if safe is None else safe.gap,
         )
 
-    def known(self, user: str, evidence: Evidence, now: int) -> "tuple[Taste, NDArray[np.float64]]":
+    def known(self, user: str, evidence: Evidence, now: int) -> _Known:
         """The user's taste by this version and her interests, kept until new evidence comes.
 
         Ages are as of the last full MOMENT_MS, or her newest event where that is later, so both depend on user,
         evidence and moment, never on what was asked before.
-
-        Shapes: interests (C,), zeros where nothing is known.
         """
         if not evidence.recent:
-            return self.inference.taste(evidence, now), self._profile(evidence, now)
+            return _Known(self.inference.taste(evidence, now), *self._profile(evidence, now))
         # every folded event leaves its id, so the last one names the state; the words' own time goes with it
         key = (user, evidence.recent[-1], evidence.updated, now // MOMENT_MS, self.inference.attached)
         with self._lock:
@@ -268,7 +295,7 @@ class Pipeline:
                 self._known.move_to_end(key)
                 return kept
         now = max(now - now % MOMENT_MS, evidence.updated)  # an act of this moment counts
-        found = self.inference.taste(evidence, now), self._profile(evidence, now)
+        found = _Known(self.inference.taste(evidence, now), *self._profile(evidence, now))
         with self._lock:
             self._known[key] = found
             if len(self._known) > PEOPLE:
@@ -333,7 +360,7 @@ class Pipeline:
         rows = np.fromiter(known.values(), np.int64, len(known))
         return _Pool([*known, *extra], rows, list(extra.values()), removed)
 
-    def _retrieved(self, request: Request, evidence: Evidence, taste: "Taste", target_C: NDArray[np.float64]) -> _Pool:
+    def _retrieved(self, request: Request, evidence: Evidence, taste: Taste, target_C: NDArray[np.float64]) -> _Pool:
         """Candidates out of the catalogue: of each interest a share, the rest by utility (ranker/retrieval.py)."""
         how, seen = self.config.retrieval, {act.item for act in evidence.history} if request.exclude_seen else set()
         tastes = {}
@@ -468,24 +495,71 @@ class Pipeline:
         ).tolist()
         return before, shown, seen
 
-    def _profile(self, evidence: Evidence, now: int) -> NDArray[np.float64]:
-        """The interests to hold: those of the history that was not struck, and what the user wrote."""
-        known, objectives = self.inference.masked(evidence), self.config.objectives
-        declared = self.config.calibration
-        target_C = calibration.profile(
-            known,
-            self.catalogue,
-            now,
-            objectives=objectives,
-            half_life=declared.half_life * 1000,
-            # of whom nothing is known has no interests to hold, not the population's
-            population_C=self.inference.population_C if declared.pseudo_acts and known.history else None,
-            pseudo_acts=declared.pseudo_acts,
-        )
-        if not (evidence.words.likes or evidence.words.avoids):
-            return target_C
+    def _profile(
+        self, evidence: Evidence, now: int
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], guard.Intervention | None]:
+        """The interests to hold: those of the history that was not struck, held near her long-term ones, and what the
+        user wrote; the same as they are of late; and how far they were held back.
+        """
+        known, declared, bound = self.inference.masked(evidence), self.config.calibration, self.config.guard.drift
+
+        def asked(half_life: float) -> NDArray[np.float64]:
+            return calibration.profile(
+                known,
+                self.catalogue,
+                now,
+                objectives=self.config.objectives,
+                half_life=half_life * 1000,
+                # of whom nothing is known has no interests to hold, not the population's
+                population_C=self.inference.population_C if declared.pseudo_acts and known.history else None,
+                pseudo_acts=declared.pseudo_acts,
+            )
+
+        recent_C, drift = asked(declared.half_life), None
+        held_C = recent_C
+        # fading moves shares by no more than the oldest act has faded
+        if known.history and 1 - 0.5 ** (_span(known) / declared.half_life) > bound:
+            held_C, drift = guard.capped(recent_C, asked(math.inf), bound)
+        words = evidence.words
+        if not (words.likes or words.avoids):
+            return held_C, recent_C, drift
         field = self.config.interests if isinstance(self.config.interests, str) else None
-        return profiled(target_C, self.catalogue.categories, evidence.words, field)
+        named = self.catalogue.categories
+        return profiled(held_C, named, words, field), profiled(recent_C, named, words, field), drift
+
+    def _guarded(
+        self,
+        taste: Taste,
+        target_C: NDArray[np.float64],
+        pool: _Pool,
+        scores: "Scores",
+        preferred_N: NDArray[np.float32],
+        *,
+        utility_N: NDArray[np.float32],
+        chosen: _Chosen,
+    ) -> guard.Guarded:
+        """The calibrated places within the guard's bounds; pinned items stay."""
+        # r of the population's taste: what hers makes of each candidate, less what sets her taste apart
+        anyones_N = scores.utility_N - scores.phi_NK @ (taste.mean_K - self._anyone.mean_K)
+        fixed_N = None
+        if chosen.pins:
+            fixed_N = np.zeros(len(utility_N), np.bool_)
+            fixed_N[chosen.order_S[: chosen.pins]] = True
+        candidates = guard.Candidates(
+            ids=pool.ids,
+            personal_N=preferred_N,
+            population_N=self.inference.preferred(self._anyone, anyones_N),
+            interests_NC=chosen.interests_NC,
+            fixed_N=fixed_N,
+        )
+        return guard.protect(
+            self.config.guard,
+            chosen.order_S,
+            utility_N,
+            candidates,
+            target_C=target_C,
+            window=self.config.serving.slate,
+        )
 
     def _interests(self, pool: _Pool, categories: int) -> NDArray[np.float32]:
         known_NC = self.catalogue.interests_NC[pool.rows, :categories]
@@ -539,6 +613,11 @@ class Pipeline:
 
     def _named(self, share_C: NDArray[np.floating]) -> dict[str, float]:
         return {self.catalogue.categories[c]: float(share_C[c]) for c in np.flatnonzero(share_C)}
+
+
+def _span(evidence: Evidence) -> float:
+    """Seconds between the first and the last act."""
+    return (evidence.history[-1].time - evidence.history[0].time) / 1000
 
 
 class _Watch:

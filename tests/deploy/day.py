@@ -8,7 +8,7 @@ from ranker.report import TasteReport
 from services.replica import MISSING
 from services.telemetry import ApiTelemetry, MonitorTelemetry, ProfilesTelemetry, Telemetry, TrainerTelemetry
 
-STAGES = ("taste", "candidates", "score", "calibrate", "explore", "slate", "total")
+STAGES = ("taste", "candidates", "score", "calibrate", "guard", "explore", "slate", "total")
 #: the day turns bad so many seconds before now
 BAD_S = 3600
 

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import threading
 
@@ -5,9 +6,10 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 
 from ranker.catalogue import Catalogue, Item
-from ranker.config import Calibration, Config, Exploration, Inputs, Objective, Preference, Serving
+from ranker.config import Calibration, Config, Exploration, Guard, Inputs, Objective, Preference, Serving
 from ranker.errors import RequestError
 from ranker.events import Interaction
 from ranker.evidence import EMPTY, Act, Answer, Evidence, fold
@@ -27,6 +29,7 @@ CONFIG = Config(
     scale="tiny",
     serving=Serving(slate=10, candidates=30, swap=0.0),
     preference=Preference(weight=0.0),
+    guard=Guard(on=False),
 )
 NOW = 1_700_000_000_000
 
@@ -63,7 +66,7 @@ def test_the_slate_is_ordered_by_the_weighted_sum_of_the_probabilities(pipeline)
     utilities = [item.utility for item in slate.items]
     assert utilities == sorted(utilities, reverse=True)
     assert (slate.version, slate.removed, slate.swapped) == ("v1", (), None)
-    assert list(slate.timings_ms) == ["taste", "candidates", "score", "calibrate", "explore", "slate", "total"]
+    assert list(slate.timings_ms) == ["taste", "candidates", "score", "calibrate", "guard", "explore", "slate", "total"]
     assert slate.timings_ms["total"] == pytest.approx(sum(list(slate.timings_ms.values())[:-1]))
 
 
@@ -87,7 +90,7 @@ def test_the_base_utility_counts_as_much_as_asked(pipeline):
 
 def test_a_taste_is_kept_until_evidence_or_time_moves_on(pipeline):
     once = fold(EMPTY, Interaction(id="e1", timestamp=NOW, user="u", item="i3", type="click"))
-    first, profile_C = pipeline.known("u", once, NOW)
+    first, profile_C, *_ = pipeline.known("u", once, NOW)
     assert pipeline.known("u", once, NOW + 1)[0] is first
     assert profile_C.sum() == pytest.approx(1)
     # an act within the moment counts at once, in the interests too
@@ -286,6 +289,7 @@ def test_calibration_can_be_switched_off_by_configuration():
         scale="tiny",
         calibration=Calibration(strength=0.0),
         serving=CONFIG.serving,
+        guard=CONFIG.guard,
     )
     slate = make(config).rank(Request(user="u", items=[f"i{n}" for n in range(40)], now=NOW), FAN)
     utilities = [item.utility for item in slate.items]
@@ -317,3 +321,72 @@ def test_slates_are_made_while_another_thread_adds_items():
     stop.set()
     server.join()
     assert trouble == []
+
+
+def guarded(**bounds) -> Pipeline:
+    config = structs.replace(CONFIG, preference=Preference(weight=3.0), guard=Guard(**bounds))
+    return make(config)
+
+
+def test_a_guarded_slate_keeps_its_bounds_and_says_what_was_done():
+    whole, items = guarded(on=False), [f"i{n}" for n in range(60)]
+    request = Request(user="u", items=items, limit=10, now=NOW, calibration=0.0)
+    free = whole.rank(request, FAN)
+    assert (free.interventions, free.sycophancy_gap) == ((), None)
+    lifted = guarded(gap=math.inf, drift=1.0, novelty=0.0).rank(request, FAN)
+    assert [item.id for item in lifted.items] == [item.id for item in free.items]
+    assert lifted.interventions == ()
+    least = guarded(gap=0.0, novelty=0.0).rank(request, FAN).sycophancy_gap
+    bound = (lifted.sycophancy_gap + least) / 2
+    held = guarded(gap=bound, novelty=0.0).rank(request, FAN)
+    assert len(held.items) == 10
+    assert held.sycophancy_gap <= bound
+    (blend,) = held.interventions
+    assert blend.kind == "blend"
+    assert blend.numbers["gap_before"] == pytest.approx(lifted.sycophancy_gap)
+    shown = {item.id for item in held.items}
+    assert set(blend.put_in) == shown - {item.id for item in free.items}
+    assert "guard" in held.timings_ms
+
+
+def test_the_population_that_a_gap_is_measured_against_is_the_taste_of_somebody_unknown():
+    pipeline = guarded(gap=math.inf, novelty=0.0)
+    items = [f"i{n}" for n in range(60)]
+    unknown = {item.id: item.preference for item in pipeline.rank(Request(user="v", items=items, now=NOW)).items}
+    slate = pipeline.rank(Request(user="u", items=items, now=NOW), FAN)
+    first = slate.items[:10]
+    gap = sum(item.preference - unknown[item.id] for item in first) / 10
+    assert slate.sycophancy_gap == pytest.approx(gap, abs=1e-6)
+    assert pipeline.rank(Request(user="v", items=items, now=NOW)).sycophancy_gap == 0
+
+
+def test_a_fan_meets_something_else_and_pins_stay():
+    pipeline = guarded(gap=math.inf, novelty=0.2)
+    request = Request(user="u", items=[f"i{n}" for n in range(60)], limit=10, now=NOW, calibration=1.0, pinned=["i3"])
+    slate = pipeline.rank(request, FAN)
+    other = [item.id for item in slate.items if GENRES[int(item.id[1:]) % 4] != "noir"]
+    (novelty,) = slate.interventions
+    assert (novelty.kind, sorted(novelty.put_in)) == ("novelty", sorted(other))
+    assert len(other) == 2
+    assert slate.items[0].id == "i3"
+    without = pipeline.rank(dataclasses.replace(request, guard=False), FAN)
+    assert (without.interventions, without.sycophancy_gap) == ((), None)
+    assert all(GENRES[int(item.id[1:]) % 4] == "noir" for item in without.items)
+
+
+def test_interests_of_late_are_held_near_the_long_term_ones():
+    day = 86_400_000
+    old = [Act(f"i{4 * n}", "like", NOW - 200 * day + n) for n in range(5)]
+    new = [Act(f"i{4 * n + 3}", "like", NOW - day + n) for n in range(5)]
+    evidence = Evidence(history=(*old, *new))
+    request = Request(user="u", items=[f"i{n}" for n in range(60)], now=NOW, explain=True)
+    free = guarded(drift=1.0, novelty=0.0).rank(request, evidence)
+    held = guarded(drift=0.2, novelty=0.0).rank(request, evidence)
+    assert free.profile["noir"] == pytest.approx(0.99, abs=0.01)
+    assert held.profile == pytest.approx({"noir": 0.7, "action": 0.3})
+    (drift,) = held.interventions
+    assert drift.kind == "drift"
+    assert drift.numbers["distance_before"] == pytest.approx(free.profile["noir"] - 0.5)
+    lifted = guarded(drift=0.2, novelty=0.0).rank(dataclasses.replace(request, guard=False), evidence)
+    assert lifted.profile == pytest.approx(free.profile)
+    assert guarded(drift=0.2, novelty=0.0).rank(request, Evidence(history=tuple(new))).interventions == ()
