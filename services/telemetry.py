@@ -6,6 +6,7 @@ serves its own registry on 127.0.0.1 to whoever brings the metrics token and reg
 Prometheus scrapes all of them, and `merge_text` puts them on one page for people.
 """
 
+import contextlib
 import hmac
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,18 +14,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, final
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from ranker.errors import DataError
 from ranker.fairness import Row
 from ranker.report import ACTIVE, TasteReport
+from ranker.spread import Estimate, Period
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 #: a reader that is slower than this is cut off, so that it cannot keep a thread
 PATIENCE_S = 10.0
+#: measures of how unequal people's accuracy is, as `ranker.spread.Inequality` names them
+INEQUALITY = ("mean", "std", "gini", "jain", "cvar10", "spearman_support")
+WAITING = "1 while the loop waits for broker or store; nothing then counts as lag"
 
 
 class Telemetry:
@@ -41,12 +46,29 @@ class Telemetry:
         self.process = process or self.role
         self.registry = CollectorRegistry(auto_describe=True)
         self._server: _Server | None = None
-        self._info = self._gauge("plurank_version_info", "The model version in use: 1", "version")
+        self._info = self._gauge("plurank_version_info", "The model version in use: 1", "version", "arm")
+        self._born = self._gauge("plurank_version_created_seconds", "When the version in use was made", "arm")
+        self._used: dict[str, str] = {}
 
-    def using(self, version: str) -> None:
-        """Say which version this process works with now."""
-        self._info.clear()
-        self._info.labels(version).set(1)
+    def using(self, version: str, *, arm: str = "current", created: int | None = None) -> None:
+        """Say which version this process works with now.
+
+        Args:
+            arm: "current", or "canary" for the one beside it.
+            created: when it was made, ms since the epoch.
+        """
+        self.without(arm)
+        self._used[arm] = version
+        self._info.labels(version, arm).set(1)
+        if created is not None:
+            self._born.labels(arm).set(created / 1000)
+
+    def without(self, arm: str) -> None:
+        """Say that no version serves this arm any more."""
+        if arm in self._used:
+            self._info.remove(self._used.pop(arm), arm)
+            with contextlib.suppress(KeyError):
+                self._born.remove(arm)
 
     def text(self) -> str:
         """Everything counted so far, in Prometheus' text format."""
@@ -107,9 +129,13 @@ class ApiTelemetry(Telemetry):
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def trying(self, share: float) -> None:
-        """Say that a canary serves this share of the users from now on."""
+    def trying(self, share: float, version: str | None = None, *, created: int | None = None) -> None:
+        """Say that a canary serves this share of the users from now on; without a version that there is none."""
         self._share.set(share)
+        if version is None:
+            self.without("canary")
+        elif self._used.get("canary") != version:
+            self.using(version, arm="canary", created=created)
 
     def slate_made(self, timings_ms: Mapping[str, float], arm: str = "current") -> None:
         """Count the stages of one Slate, and its arm."""
@@ -135,9 +161,9 @@ class ApiTelemetry(Telemetry):
         self._slates.labels("dropped").inc(dropped)
         self._waiting.set(waiting)
 
-    def using(self, version: str) -> None:
+    def using(self, version: str, *, arm: str = "current", created: int | None = None) -> None:
         """Say which version this replica serves now, and count the swap."""
-        super().using(version)
+        super().using(version, arm=arm, created=created)
         self._swaps.inc()
 
 
@@ -154,6 +180,7 @@ class TrainerTelemetry(Telemetry):
         self._skipped = self._counter("plurank_nonfinite_steps_total", "Steps refused for a non-finite loss")
         self._published = self._counter("plurank_candidate_versions_total", "Candidate versions judged", "decision")
         self._lag = self._gauge("plurank_log_lag_records", "Records not read yet")
+        self._waiting = self._gauge("plurank_loop_waiting", WAITING)
         self._loss = self._gauge("plurank_training_loss_nats", "Loss of the latest steps", "objective")
         self._auc = self._gauge("plurank_progressive_auc_ratio", "AUC of scores given before learning", "objective")
         self._divergence = self._gauge("plurank_taste_divergence_nats", "Mean KL of tastes from the prior")
@@ -174,8 +201,10 @@ class TrainerTelemetry(Telemetry):
         lag: int | None = None,
         loss: Mapping[str, float] | None = None,
         auc: Mapping[str, float] | None = None,
+        waiting: bool = False,
     ) -> None:
         """Count one step: what is new since the last call, and where the loop stands now."""
+        self._waiting.set(waiting)
         self._events.inc(events)
         self._rows.inc(rows)
         self._skipped.inc(nonfinite)
@@ -211,10 +240,20 @@ class ProfilesTelemetry(Telemetry):
         self._events = self._counter("plurank_folded_events_total", "Events folded into evidence and catalogue")
         self._dead = self._counter("plurank_dead_letters_total", "Records that are no events")
         self._lag = self._gauge("plurank_log_lag_records", "Records not read yet")
+        self._waiting = self._gauge("plurank_loop_waiting", WAITING)
         self._delay = self._histogram("plurank_evidence_delay_seconds", "Log to evidence, slowest record a second")
 
-    def folded(self, *, events: int, dead: int = 0, lag: int | None = None, delay_s: float | None = None) -> None:
+    def folded(
+        self,
+        *,
+        events: int,
+        dead: int = 0,
+        lag: int | None = None,
+        delay_s: float | None = None,
+        waiting: bool = False,
+    ) -> None:
         """Count one batch."""
+        self._waiting.set(waiting)
         self._events.inc(events)
         self._dead.inc(dead)
         if lag is not None:
@@ -225,23 +264,43 @@ class ProfilesTelemetry(Telemetry):
 
 @final
 class MonitorTelemetry(Telemetry):
-    """The loop that keeps the group sums. Its counters are the published sums, so a restart does not reset them."""
+    """The loop that keeps the group sums. Its counters are the published sums, so a restart does not reset them.
+
+    Args:
+        weights: of the objectives in the served utility, so that rules can tell what is wanted from what is not.
+    """
 
     role = "monitor"
 
-    def __init__(self, process: str | None = None) -> None:
+    def __init__(self, process: str | None = None, *, weights: Mapping[str, float] | None = None) -> None:
         super().__init__(process)
         self._events = self._counter("plurank_monitored_events_total", "Events read by the monitor")
         self._lag = self._gauge("plurank_log_lag_records", "Records not read yet")
+        self._waiting = self._gauge("plurank_loop_waiting", WAITING)
         self._withheld = self._gauge("plurank_withheld_slates", "Slates that wait for more people of their groups")
-        self._groups = _Groups()
+        weight = self._gauge("plurank_objective_weight_ratio", "Weight in the served utility", "objective")
+        for objective, value in (weights or {}).items():
+            weight.labels(objective).set(value)
+        self._groups, self._period = _Groups(), _Judged()
         self.registry.register(self._groups)
+        self.registry.register(self._period)
 
-    def monitored(self, rows: Sequence[Row], *, events: int = 0, lag: int | None = None, withheld: int = 0) -> None:
-        """Show these published rows from now on, and count the events read since the last call."""
+    def monitored(
+        self,
+        rows: Sequence[Row],
+        *,
+        events: int = 0,
+        lag: int | None = None,
+        withheld: int = 0,
+        period: Period | None = None,
+        waiting: bool = False,
+    ) -> None:
+        """Show these published rows and this judged period from now on, and count the events since the last call."""
         self._groups.rows = tuple(rows)
+        self._period.period = period
         self._events.inc(events)
         self._withheld.set(withheld)
+        self._waiting.set(waiting)
         if lag is not None:
             self._lag.set(lag)
 
@@ -253,12 +312,19 @@ class _Groups:
         "slates": ("plurank_group_slates", "Closed slates"),
         "profiled": ("plurank_group_profiled_slates", "Slates of users with an interest profile"),
         "miscalibration_sum": ("plurank_group_miscalibration_nats", "C_KL summed over the profiled slates"),
+        "exposed": ("plurank_group_exposed_slates", "Slates of users with a profile whose places are known"),
+        "exposure_sum": (
+            "plurank_group_exposure_ratio",
+            "Attention where interests are, summed over the exposed slates",
+        ),
     }
     BY_OBJECTIVE: ClassVar = {
         "impressions": ("plurank_group_impressions", "Shown items whose label is known"),
         "outcomes": ("plurank_group_outcomes", "Sum of their labels"),
         "scored": ("plurank_group_scored_impressions", "Impressions whose probability was logged"),
         "predicted": ("plurank_group_predicted_outcomes", "Sum of the logged probabilities"),
+        "pairs": ("plurank_group_pairs", "Pairs of a slate's items whose outcomes differ"),
+        "foretold": ("plurank_group_foretold_pairs", "Those that the logged probabilities order alike, ties half"),
         "ranked": ("plurank_group_ranked_slates", "Slates with a positive outcome"),
         "ndcg_sum": ("plurank_group_ndcg_ratio", "NDCG@10 summed over the ranked slates"),
     }
@@ -282,6 +348,66 @@ class _Groups:
 
     def describe(self) -> list[Metric]:
         return []
+
+
+class _Judged:
+    """Collector of the latest judged period: what no sums can say, each with the bounds of its interval."""
+
+    BY_GROUP: ClassVar = {
+        "auc": ("plurank_period_auc_ratio", "AUC of the logged probabilities in the latest period"),
+        "calibration_error": (
+            "plurank_period_calibration_error_ratio",
+            "Binned calibration error in the latest period",
+        ),
+        "accuracy": ("plurank_period_accuracy_ratio", "Pairs foretold in the latest period"),
+    }
+
+    def __init__(self) -> None:
+        self.period: Period | None = None
+
+    def collect(self) -> Iterator[Metric]:
+        period = self.period
+        labels = ["arm", "field", "group", "objective", "bound"]
+        for measure, (name, text) in self.BY_GROUP.items():
+            family = GaugeMetricFamily(name, text, labels=labels)
+            for one in [] if period is None else period.groups:
+                for objective, found in one.objectives.items():
+                    _bounds(family, [one.arm, one.field, one.group, objective], found[measure])
+            yield family
+        gaps = GaugeMetricFamily(
+            "plurank_period_gap_ratio",
+            "Best less worst group in the latest period",
+            labels=[*labels[:2], "measure", *labels[3:]],
+        )
+        unequal = GaugeMetricFamily(
+            "plurank_people_inequality_ratio",
+            "How unequal people's own accuracy was in the latest period",
+            labels=["arm", "objective", "measure", "bound"],
+        )
+        people = GaugeMetricFamily(
+            "plurank_period_people", "People whose accuracy was told", labels=["arm", "objective"]
+        )
+        ended = GaugeMetricFamily("plurank_period_end_seconds", "When the latest judged period ended")
+        if period is not None:
+            for gap in period.gaps:
+                if gap.measure in self.BY_GROUP and gap.objective is not None:
+                    _bounds(gaps, [gap.arm, gap.field, gap.measure, gap.objective], gap.gap)
+            for told in period.inequality:
+                people.add_metric([told.arm, told.objective], told.people)
+                for measure in INEQUALITY:
+                    _bounds(unequal, [told.arm, told.objective, measure], getattr(told, measure))
+            ended.add_metric([], period.end / 1000)
+        yield from (gaps, unequal, people, ended)
+
+    def describe(self) -> list[Metric]:
+        return []
+
+
+def _bounds(family: GaugeMetricFamily, labels: list[str], found: Estimate) -> None:
+    for bound in ("value", "low", "high"):
+        value = getattr(found, bound)
+        if value is not None:
+            family.add_metric([*labels, bound], value)
 
 
 class _Plain:

@@ -506,6 +506,9 @@ class Reader:
         group: name under which `commit` shows progress.
         covered: next offset by partition of earlier logs; records carried over from below them are passed over.
 
+    Attributes:
+        trouble: what the last poll waited for; empty where the broker answered. `lag` is 0 meanwhile.
+
     Raises:
         LogUnavailable: no broker, or no such topic.
     """
@@ -529,6 +532,7 @@ class Reader:
             "request_timeout_ms": 10_000,
             **address.servers(),
         }
+        self.trouble = ""
         self._admin = Admin(address)
         try:
             self._layout = self._admin.layout()
@@ -556,12 +560,14 @@ class Reader:
                 with _translated(self.address):
                     batches = self._consumer.poll(timeout_ms=int(left * 1000), max_records=max_records)
                 layout = self._admin.layout()
-            except LogUnavailable:
+            except LogUnavailable as error:
+                self.trouble = str(error)
                 time.sleep(min(left, 0.2))
                 self._assign()
                 if time.monotonic() >= deadline:
                     return []
                 continue
+            self.trouble = ""
             if layout.log != self.log:
                 self._positions = dict.fromkeys(range(layout.partitions), 0)
                 self._layout = layout

@@ -112,7 +112,14 @@ class Profiles:
             if (seconds := time.monotonic() - since) >= self._report_s:
                 reader.commit(at)
                 delay = max(delays, default=None)
-                yield ProfileReport(events=done, rejected=rejected, lag=reader.lag(), seconds=seconds, delay=delay)
+                yield ProfileReport(
+                    events=done,
+                    rejected=rejected,
+                    lag=reader.lag(),
+                    seconds=seconds,
+                    delay=delay,
+                    trouble=reader.trouble,
+                )
                 done, rejected, since = 0, 0, time.monotonic()
                 delays.clear()
         reader.commit(at)

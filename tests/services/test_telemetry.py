@@ -8,6 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ranker.errors import DataError
 from ranker.fairness import Row
 from ranker.report import TasteReport
+from ranker.spread import Estimate, GroupFigures, Inequality, Period
 from services.telemetry import ApiTelemetry, MonitorTelemetry, ProfilesTelemetry, TrainerTelemetry, merge_text
 
 
@@ -121,8 +122,69 @@ def test_stages_feedback_and_swaps_are_counted():
     assert found["plurank_feedback_events_total", "rejected"] == 1
     assert found["plurank_degraded_answers_total", "no evidence"] == 1
     assert found["plurank_version_swaps_total",] == 2
-    assert found["plurank_version_info", "v2"] == 1
-    assert ("plurank_version_info", "v1") not in found
+    assert found["plurank_version_info", "current", "v2"] == 1
+    assert ("plurank_version_info", "current", "v1") not in found
+
+
+def test_a_canary_stands_beside_the_current_version_with_its_own_age():
+    api = ApiTelemetry([])
+    api.using("v1", created=5000)
+    api.trying(0.1, "v2", created=7000)
+    api.trying(0.2, "v2", created=7000)
+    found = values(api.text())
+    assert found["plurank_version_info", "current", "v1"] == found["plurank_version_info", "canary", "v2"] == 1
+    assert found["plurank_version_created_seconds", "current"] == 5
+    assert found["plurank_version_created_seconds", "canary"] == 7
+    assert found["plurank_version_swaps_total",] == 2
+    api.trying(0.0)
+    found = values(api.text())
+    assert ("plurank_version_info", "canary", "v2") not in found
+    assert ("plurank_version_created_seconds", "canary") not in found
+    assert found["plurank_canary_share_ratio",] == 0
+
+
+def test_a_loop_that_waits_says_so_until_it_goes_on():
+    monitor = MonitorTelemetry(weights={"click": 1.0, "dismiss": -0.5})
+    monitor.monitored([], waiting=True)
+    assert values(monitor.text())["plurank_loop_waiting",] == 1
+    monitor.monitored([])
+    found = values(monitor.text())
+    assert found["plurank_loop_waiting",] == 0
+    assert found["plurank_objective_weight_ratio", "dismiss"] == -0.5
+
+
+def test_the_latest_period_is_shown_with_its_bounds_and_no_number_where_there_is_none():
+    none = Estimate(None, None, None)
+    accuracy = Estimate(0.7, 0.65, 0.75)
+    group = GroupFigures(
+        arm="current",
+        field="age",
+        group="old",
+        people=30,
+        slates=90,
+        of_slates={},
+        objectives={"click": {"accuracy": accuracy, "auc": none, "calibration_error": Estimate(0.02, 0.01, 0.03)}},
+    )
+    people = Inequality(
+        arm="current",
+        objective="click",
+        people=30,
+        mean=accuracy,
+        std=Estimate(0.1, 0.08, 0.12),
+        gini=none,
+        jain=none,
+        cvar10=none,
+        spearman_support=none,
+    )
+    monitor = MonitorTelemetry()
+    period = Period(start=1, end=9000, versions={}, people=30, groups=[group], gaps=[], inequality=[people])
+    monitor.monitored([], period=period)
+    found = values(monitor.text())
+    shown = {name[0] for name in found}
+    assert "plurank_period_auc_ratio" not in shown
+    assert found[("plurank_period_accuracy_ratio", *sorted(["current", "age", "old", "click", "low"]))] == 0.65
+    assert found[("plurank_people_inequality_ratio", *sorted(["current", "click", "std", "high"]))] == 0.12
+    assert found["plurank_period_end_seconds",] == 9
 
 
 def test_the_trainer_shows_where_it_stands():
@@ -192,7 +254,7 @@ def test_merging_keeps_every_series_and_adds_the_process():
     assert found["plurank_log_lag_records", "profiles"] == 2
     assert found["plurank_log_lag_records", "monitor"] == 9
     assert found["plurank_evidence_delay_seconds_count", "profiles"] == 1
-    assert found["plurank_version_info", "api-0", 'v"1\\\n'] == 1
+    assert found["plurank_version_info", "api-0", "current", 'v"1\\\n'] == 1
     assert merged.count("# TYPE plurank_log_lag_records gauge") == 1
 
 
