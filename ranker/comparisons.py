@@ -12,6 +12,7 @@ Axes: N items of a slate, T objectives.
 
 import dataclasses
 import zlib
+from itertools import chain
 
 import numpy as np
 from msgspec.structs import replace
@@ -67,13 +68,13 @@ def _contrast(event: Interaction, evidence: Evidence) -> int | None:
     if event.value is None:
         return None
     history = evidence.history
-    draw = zlib.crc32(f"{event.user}\0{event.item}".encode("utf-8", "surrogatepass"))
+    draw: int = zlib.crc32(f"{event.user}\0{event.item}".encode("utf-8", "surrogatepass"))
     first = draw % max(len(history), 1)
-    for place in (*range(first, len(history)), *range(first)):
-        other = history[place]
+    for at in chain(range(first, len(history)), range(first)):
+        other = history[at]
         if other.type != event.type or other.value is None or other.value == event.value or other.item == event.item:
             continue
-        return place
+        return at
     return None
 
 

@@ -11,7 +11,7 @@ Axes: R rows, T objectives, I items of a batch, P positives, C items that compet
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from ranker.balance import AGAIN, Balance, People
 from ranker.batch import Batch, collate
 from ranker.catalogue import Catalogue
 from ranker.comparisons import chosen, gains
@@ -30,10 +31,12 @@ from ranker.evidence import Answer
 from ranker.features import Encoder
 from ranker.join import Example, Joiner
 from ranker.model import Model, Output, Rows, keys_of
+from ranker.pareto import copied_loss
 from ranker.reliability import Population, fit_population
 from ranker.report import ACTIVE, TasteReport
 from ranker.slates import Foreseen
 from ranker.taste import active_units, divergence, predictive_loss
+from ranker.teachers import Teachers
 from ranker.tutor import EVERY, Tutor
 
 #: gradients are cut to this norm; their usual norm is below 1
@@ -42,6 +45,10 @@ LARGEST = 10.0
 RETRIEVAL, AGREEMENT = 0.1, 0.02
 #: how far comparisons count beside the objectives, and the divergence of tastes beside the comparisons
 COMPARISON, DIVERGENCE = 0.5, 1e-3
+#: how far a teacher's margin counts beside the label
+DISTILLED = 1.0
+#: names of a state that hold people's comparisons, and teachers
+RESERVOIR, TEACHER = "people.reservoir", "teacher."
 #: nats per axis that a taste may differ from the prior for nothing, so that it does not collapse onto it
 FREE = 0.05
 #: how fast the report on tastes follows
@@ -115,6 +122,11 @@ class Learner:
         self._share_T = 0.5 + 0.5 * self._weight_T.abs() / largest
         self._value_T = torch.tensor([objective.kind == "value" for objective in config.objectives])
         self._gain_T = gains(config)
+        self._balance = None if config.fairness.method == "erm" else Balance(config)
+        self._people: People | None = None
+        self.teachers: Teachers | None = None
+        #: whether teachers are asked about every comparison, and not only those that come again
+        self.advise_all = False
         self._alone_T = [o.kind == "binary" and o.threshold is None and o.graded is None for o in config.objectives]
         #: everything that `state` keeps besides weights, optimiser, random state and notes
         self._kept = {
@@ -127,6 +139,15 @@ class Learner:
             "last": torch.zeros(V // 2, dtype=torch.int64),
             "gap": torch.full((V // 2,), 100.0),
         }
+
+    def know(self, people: People) -> None:
+        """From whom the examples come: without it groups are not balanced. Serving has no such thing."""
+        self._people = people
+
+    def forget(self, user: str) -> None:
+        """Drop what is kept of this person's examples."""
+        if self._balance is not None:
+            self._balance.forget(user)
 
     def predict(self, examples: Sequence[Example], catalogue: Catalogue) -> list[NDArray[np.float32]]:
         """The model's (N, T) for each example as it is now: probabilities, tower included at the places shown."""
@@ -214,7 +235,10 @@ class Learner:
         return {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that learning depends on; `load` gives a learner that goes on bit for bit like this one."""
+        """Everything that learning depends on; `load` gives a learner that goes on bit for bit like this one.
+
+        What holds parts of people's histories is named RESERVOIR and belongs into checkpoints, never into a version.
+        """
         found = {f"model.{name}": tensor for name, tensor in self.weights().items()}
         found |= {f"kept.{name}": tensor.clone() for name, tensor in self._kept.items()}
         for place, parameter in enumerate(self._dense):
@@ -222,7 +246,12 @@ class Learner:
                 found[f"adam.{place}.{name}"] = tensor.clone()
         found |= {f"tutor.{name}": tensor for name, tensor in self.tutor.state().items()}
         notes = [(name, note.items, note.counts_NF.tobytes()) for name, note in self._notes.items()]
-        found["notes"] = torch.frombuffer(bytearray(msgpack.encode(notes)), dtype=torch.uint8)
+        if self._balance is not None:
+            found["fair"] = _bytes(self._balance.state())
+            found[RESERVOIR] = _bytes(self._balance.people())
+        if self.teachers is not None:
+            found |= {f"{TEACHER}{name}": tensor for name, tensor in self.teachers.tensors().items()}
+        found["notes"] = _bytes(msgpack.encode(notes))
         found["random"] = self.model.generator.get_state()
         return found
 
@@ -254,13 +283,21 @@ class Learner:
             )
         )
         self.model.generator.set_state(state["random"])
+        if self._balance is not None and "fair" in state:
+            reservoir = state.get(RESERVOIR)
+            people = self._balance.people() if reservoir is None else reservoir.numpy().tobytes()
+            self._balance.load(state["fair"].numpy().tobytes(), people)
+        frozen = {name[len(TEACHER) :]: tensor for name, tensor in state.items() if name.startswith(TEACHER)}
+        self.teachers = Teachers(self.config, frozen) if frozen else None
 
     # -- one step ----------------------------------------------------------------------------------------------
 
     def _step(self, taught: list[Example], pairs: list[Example], catalogue: Catalogue) -> StepReport:
         count = sum(len(example.items) for example in taught)
         population = Population.from_array(self.model.get_buffer("reliability").numpy())
-        examples = [*taught, *self._drawn(taught, catalogue), *pairs]
+        labelled = [*taught, *self._drawn(taught, catalogue)]
+        plan = self._plan(labelled, pairs, catalogue, population)
+        examples = [*labelled, *pairs, *plan.again]
         batch = collate(examples, catalogue, self.encoder, population)
         rows = self.model.gather(batch)
         self.model.train()
@@ -269,10 +306,10 @@ class Learner:
         out: Output = self.model(batch, rows, self._counts(taught, batch))
         self._settle(batch)
         usual = self._usual(batch)
-        loss, losses_T = self._objectives(out, batch, usual)
+        loss, losses_T = self._objectives(out, batch, usual, plan)
         retrieval, positives = self._retrieve(out, batch)
         loss = loss + RETRIEVAL * retrieval / usual + AGREEMENT * self._agree(out)
-        loss = loss + COMPARISON * self._prefer(out, batch) / usual
+        loss = loss + COMPARISON * self._prefer(out, batch, plan) / usual
         self._adam.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         grads = [g for p in (*self._dense, *rows) if (g := p.grad) is not None]
@@ -285,6 +322,8 @@ class Learner:
             self._adam.step()
             self._descend(batch, rows, usual)
             self._count(out, batch, count)
+            if self._balance is not None and self._balance.repeats and plan.names:
+                self._balance.keep(pairs, plan.names[len(labelled) : len(labelled) + len(pairs)])
             if pairs and int(self._kept["steps"]) % EVERY == 0:
                 self.tutor.teach(examples, batch, out, catalogue, self.encoder)
         else:
@@ -299,7 +338,34 @@ class Learner:
             finite=finite,
         )
 
-    def _objectives(self, out: Output, batch: Batch, usual: float) -> tuple[Tensor, list[float]]:
+    def _plan(
+        self, labelled: list[Example], pairs: list[Example], catalogue: Catalogue, population: Population
+    ) -> "_Plan":
+        """How the groups of a batch are balanced: weights, comparisons that come again, what teachers say."""
+        balance, people = self._balance, self._people
+        if balance is None or people is None:
+            return _Plan()
+        own = [*labelled, *pairs]
+        names, targets = balance.names(own, people), balance.targets()
+        balance.observe(names, [len(one.pairs) or int((one.mask_NT > 0).any(1).sum()) for one in own])
+        if not targets:
+            return _Plan(names=names)
+        weight_E, again = balance.weigh(names, targets), list[Example]()
+        if balance.repeats:
+            compared = names[len(labelled) :]
+            least = 0 if self.teachers is None else -(-len(pairs) // AGAIN)
+            again, weight_C = balance.again(compared, targets, least=least)
+            names += balance.names(again, people)
+            weight_E = np.concatenate([weight_E[: len(labelled)], weight_C])
+        teacher_P = None
+        if self.teachers is not None:
+            first = len(labelled) if self.advise_all else len(own)
+            margin_P = self.teachers.margins([*own, *again][first:], names[first:], people, catalogue, population)
+            silent = sum(len(one.pairs) for one in pairs) if not self.advise_all else 0
+            teacher_P = torch.cat([torch.full((silent,), torch.nan), margin_P])
+        return _Plan(again, names, torch.from_numpy(weight_E), teacher_P, sum(len(one.pairs) for one in pairs))
+
+    def _objectives(self, out: Output, batch: Batch, usual: float, plan: "_Plan") -> tuple[Tensor, list[float]]:
         """Cross entropy, or Huber in units of the value's spread; summed over rows and divided by the usual number.
 
         A batch's own number would let the few positives that arrive together weigh as much as the many negatives
@@ -319,7 +385,20 @@ class Learner:
             losses_RT = torch.where(self._value_T, huber_RT, losses_RT)
         sums_T = (losses_RT * batch.mask_RT).sum(0)
         means_T = (sums_T.detach() / batch.mask_RT.sum(0)).tolist()
-        return (sums_T * self._share_T).sum() / usual, means_T
+        if plan.weight_E is None:
+            return (sums_T * self._share_T).sum() / usual, means_T
+        losses_R = (losses_RT * batch.mask_RT) @ self._share_T
+        self._heard(losses_R.detach(), batch, plan.names)
+        return (losses_R * plan.weight_E[batch.row_slate_R]).sum() / usual, means_T
+
+    def _heard(self, losses_R: Tensor, batch: Batch, names: list[str | None]) -> None:
+        """Tell the balance how each group fared, before any weights."""
+        if self._balance is not None and self._balance.follows_losses:
+            known_R = (batch.mask_RT > 0).any(1).float()
+            sums_E, rows_E = (
+                torch.zeros(len(names)).index_add_(0, batch.row_slate_R, own_R) for own_R in (losses_R, known_R)
+            )
+            self._balance.heard(names, sums_E.numpy(), rows_E.numpy())
 
     def _retrieve(self, out: Output, batch: Batch) -> tuple[Tensor, int]:
         """Sampled softmax of r over the batch's shown items, for rows that fulfilled what is wanted; summed.
@@ -347,7 +426,7 @@ class Learner:
         r_PC = r_PC.masked_fill(also_UC[user_P] & ~own_PC, -torch.inf)
         return functional.cross_entropy(r_PC, place_R[at_P], reduction="sum"), len(at_P)
 
-    def _prefer(self, out: Output, batch: Batch) -> Tensor:
+    def _prefer(self, out: Output, batch: Batch, plan: "_Plan") -> Tensor:
         """Bradley-Terry on differences of r, the taste integrated out, and the tastes' divergence; summed over pairs.
 
         Source: VPL (Poddar et al. 2024) trained on prediction: every comparison lies outside the context that its
@@ -356,29 +435,41 @@ class Learner:
         if not len(batch.pair_share_P):
             return out.utility_R.new_zeros(())
         weight_P = batch.pair_weight_P
+        if plan.weight_E is not None:
+            weight_P = weight_P * plan.weight_E[batch.row_slate_R[batch.pair_one_P]]
         loss = predictive_loss(out.margin_P + out.framing_P, out.variance_P, batch.pair_share_P, weight_P)
         users_U = torch.unique(batch.row_slate_R[batch.pair_one_P])
         divergence_U = divergence(
             out.context_UK[users_U], out.precision_UK[users_U], *self.model.history.prior(), free=FREE
         )
-        self._report(out, batch, loss.detach(), users_U, divergence_U.detach())
-        return loss * weight_P.sum() + DIVERGENCE * divergence_U.mean() * len(weight_P)
+        # what is learned once more says nothing of how well tastes foretell
+        own = len(weight_P) if plan.own is None else plan.own
+        self._report(out, batch, (loss.detach(), divergence_U.detach().mean()), users_U, own)
+        total = loss * weight_P.sum() + DIVERGENCE * divergence_U.mean() * len(weight_P)
+        if plan.teacher_P is None:
+            return total
+        # ties have no sign that a teacher could agree with
+        heeded_P = plan.teacher_P.isfinite() & (batch.pair_share_P > 0.5)
+        copied_P = copied_loss(out.margin_P, torch.where(heeded_P, plan.teacher_P, 0.0))
+        return total + DISTILLED * (weight_P * copied_P).sum()
 
-    def _report(self, out: Output, batch: Batch, loss: Tensor, users_U: Tensor, divergence_U: Tensor) -> None:
-        """Move the running report on tastes; ties say nothing about accuracy."""
+    def _report(self, out: Output, batch: Batch, losses: tuple[Tensor, Tensor], users_U: Tensor, own: int) -> None:
+        """Move the running report on tastes by the first `own` comparisons; ties say nothing about accuracy."""
+        loss, divergence = losses
         with torch.no_grad():
             clear_P = batch.pair_share_P != 0.5
+            clear_P[own:] = False
             if not clear_P.any() or not torch.isfinite(loss):
                 return
             right = [(margin_P[clear_P] > 0).double().mean() for margin_P in (out.pooled_P, out.margin_P)]
             means_UK = out.context_UK[users_U]
             active = [torch.tensor(active_units(means_UK, least)) for least in ACTIVE]
-            found = torch.stack([t.double() for t in (loss, *right, divergence_U.mean(), *active)])
+            found = torch.stack([t.double() for t in (loss, *right, divergence, *active)])
             kept = self._kept["taste"]
             # a plain mean at first, so that the first steps do not count for long
             rate = max(FOLLOW, float(clear_P.sum() / (kept[0] + clear_P.sum()))) if kept[0] < 2000 else FOLLOW
             kept[1:] = torch.where(found.isfinite(), kept[1:] + rate * (found - kept[1:]), kept[1:])
-            kept[0] += len(clear_P)
+            kept[0] += own
 
     def _agree(self, out: Output) -> Tensor:
         """One minus the correlation of r with the served utility over the rows: free of scale, so r keeps its own."""
@@ -527,6 +618,28 @@ class _Note:
     counts_NF: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """How a step treats groups; plainly without `weight_E`.
+
+    Attributes:
+        again: comparisons that are learned once more.
+        names, weight_E: the group and the weight of each example of the batch, those of `again` last.
+        teacher_P: margins of the teachers; nan where none was asked.
+        own: comparisons that come for the first time; None for all.
+    """
+
+    again: list[Example] = field(default_factory=list)
+    names: list[str | None] = field(default_factory=list)
+    weight_E: Tensor | None = None
+    teacher_P: Tensor | None = None
+    own: int | None = None
+
+
+def _bytes(raw: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+
+
 def _nothing(config: Config) -> StepReport:
     losses = {objective.name: float("nan") for objective in config.objectives}
     return StepReport(examples=0, rows=0, losses=losses, retrieval=float("nan"), norm=0.0, finite=True)
@@ -543,6 +656,7 @@ def train(events: Iterable[Event], learner: Learner, joiner: Joiner, *, rows: in
     """
     waiting: list[Example] = []
     count = 0
+    learner.know(joiner)
     for event in events:
         for example in joiner.push(event):
             waiting.append(example)

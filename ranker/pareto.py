@@ -31,6 +31,7 @@ __all__ = [
     "Standing",
     "accepted",
     "boundary",
+    "copied_loss",
     "distilled_loss",
     "gate",
     "harmless",
@@ -64,11 +65,17 @@ def distilled_loss(
 
     Source: conditional margin supervision of pafo2026, whose form is unknown; this one is a soft label.
     """
+    copied_P = copied_loss(margin_P, teacher_P, temperature=temperature, least=least)
+    loss_P: Tensor = strength * copied_P - functional.logsigmoid(margin_P)
+    return loss_P
+
+
+def copied_loss(margin_P: Tensor, teacher_P: Tensor, *, temperature: float = 1.0, least: float = 0.0) -> Tensor:
+    """What the teacher's margin adds to the loss of each pair, (P,): cross entropy to it, where its gate is open."""
     teacher_P = teacher_P.detach()
     target_P = torch.sigmoid(teacher_P / temperature)
     copied_P = functional.binary_cross_entropy_with_logits(margin_P / temperature, target_P, reduction="none")
-    loss_P: Tensor = strength * gate(teacher_P, least=least) * copied_P - functional.logsigmoid(margin_P)
-    return loss_P
+    return gate(teacher_P, least=least) * copied_P
 
 
 def min_norm(first: Tensor, second: Tensor) -> float:

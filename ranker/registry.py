@@ -40,9 +40,10 @@ from ranker.golden import Golden
 
 KEEP = 20
 WEIGHTS, GOLDEN, LEARNER = "weights.safetensors", "golden.safetensors", "learner.safetensors"
+TEACHERS = "teachers.safetensors"
 MANIFEST, FORCED = "manifest.json", "forced.json"
 RESTORE = "restore the folder from a backup, or promote or roll back to another version"
-NO_CANARY: dict[str, Any] = {"canary": None, "share": 0.0, "since": 0}
+NO_CANARY: dict[str, Any] = {"canary": None, "share": 0.0, "began": 0, "since": 0}
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -70,7 +71,7 @@ class Pointer(Struct, frozen=True, kw_only=True):
     """What is served. `canary` is a second version that `share` of the users get.
 
     Attributes:
-        since: ms since the epoch at which the canary got its present share; 0 without one.
+        began, since: ms since the epoch at which the canary began, and got its present share; 0 without one.
     """
 
     version: str
@@ -80,6 +81,7 @@ class Pointer(Struct, frozen=True, kw_only=True):
     pinned: tuple[str, ...] = ()
     canary: str | None = None
     share: float = 0.0
+    began: int = 0
     since: int = 0
     changed: int = 0
 
@@ -139,11 +141,13 @@ class Registry:
         parent: str | None,
         index_epoch: str | None = None,
         state: Mapping[str, Tensor] | None = None,
+        teachers: Mapping[str, Tensor] | None = None,
     ) -> str:
         """Write a new version; returns its id. Nothing is served by this.
 
         Args:
             state: what the learner needs besides the weights to go on from here after a rollback.
+            teachers: frozen models that supervise whoever learns on from here (ranker/teachers.py).
 
         Raises:
             RegistryError: a weight is not finite.
@@ -154,6 +158,8 @@ class Registry:
         files = {WEIGHTS: _encoded(weights), GOLDEN: golden.encode()}
         if state is not None:
             files[LEARNER] = _encoded(state)
+        if teachers:
+            files[TEACHERS] = _encoded(teachers)
         manifest = Manifest(
             id="",
             parent=parent,
@@ -204,14 +210,25 @@ class Registry:
         Raises:
             RegistryError: it is damaged.
         """
+        return self._rest(version, LEARNER)
+
+    def teachers(self, version: str) -> dict[str, Tensor] | None:
+        """The frozen teachers that this version carries; None where it has none.
+
+        Raises:
+            RegistryError: they are damaged.
+        """
+        return self._rest(version, TEACHERS)
+
+    def _rest(self, version: str, name: str) -> dict[str, Tensor] | None:
         manifest = self.manifest(version)
-        if LEARNER not in manifest.files:
+        if name not in manifest.files:
             return None
         try:
-            state: dict[str, Tensor] = load_tensors(self._checked(manifest, LEARNER))
+            found: dict[str, Tensor] = load_tensors(self._checked(manifest, name))
         except SafetensorError as error:
-            raise RegistryError(f"{version}/{LEARNER}", str(error), RESTORE) from None
-        return state
+            raise RegistryError(f"{version}/{name}", str(error), RESTORE) from None
+        return found
 
     def manifest(self, version: str) -> Manifest:
         """The manifest of a version.
@@ -353,7 +370,7 @@ class Registry:
                 share, the version is damaged, or the pointer moved meanwhile.
         """
         if not 0 < share < 1:
-            raise RegistryError("share", share, "give a share above 0 and below 1; promote a version to serve it to all")
+            raise RegistryError("share", share, "give one above 0 and below 1, or promote the version")
         self.load(version)
         with self._locked():
             pointer = self._decided(generation)
@@ -363,7 +380,8 @@ class Registry:
                 raise RegistryError("canary", version, "it is served to everybody already; name another version")
             if pointer.canary not in (None, version):
                 raise RegistryError("canary", version, f"{pointer.canary} is one; withdraw it first")
-            moved = self._move(pointer, canary=version, share=share, since=_now())
+            now = _now()
+            moved = self._move(pointer, canary=version, share=share, began=pointer.began or now, since=now)
             action = "canary" if pointer.canary is None else "grow" if share > pointer.share else "shrink"
             told = () if verdict is None else verdict.reasons
             reasons = (f"{share:.0%} of the users", *told)
