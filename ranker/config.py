@@ -5,8 +5,10 @@ valid key. Group fields are labels for training and monitoring and can never be 
 """
 
 import difflib
+import math
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -146,10 +148,12 @@ class Retrieval(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Attributes:
         share: of the candidates that is drawn by interest of the person's profile; the rest by utility alone.
         tastes: each interest is searched with the taste that its own acts speak for.
+        epoch: above 100,000 items so many versions share one index before it is built anew (ranker/epoch.py).
     """
 
     share: Share = 0.5
     tastes: bool = True
+    epoch: Annotated[int, Meta(ge=1)] = 120
 
 
 class Canary(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -244,22 +248,6 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return () if named is None else (named,) if isinstance(named, str) else named
 
 
-_KEYS: dict[str, type[Struct]] = {
-    "preference": Preference,
-    "calibration": Calibration,
-    "serving": Serving,
-    "retrieval": Retrieval,
-    "guard": Guard,
-    "exploration": Exploration,
-    "learning": Learning,
-    "canary": Canary,
-    "fairness": Fairness,
-    "fields": Inputs,
-    "objectives": Objective,
-    "graded": Graded,
-}
-
-
 def parse(data: dict[str, Any], *, source: str = "configuration") -> Config:
     """A checked Config from plain data.
 
@@ -295,7 +283,7 @@ def read_toml(path: Path | str) -> dict[str, Any]:
 def convert(data: Any, kind: type[StructType], source: str) -> StructType:
     """`data` as `kind`, its errors as a ConfigError with the key's path and the nearest valid key."""
     try:
-        return msgspec.convert(data, kind, strict=True)
+        found = msgspec.convert(data, kind, strict=True)
     except msgspec.ValidationError as error:
         text = str(error)
         path = re.search(r"at `\$\.?(.*?)`", text)
@@ -311,6 +299,22 @@ def convert(data: Any, kind: type[StructType], source: str) -> StructType:
         hint = f"did you mean {near[0]!r}?" if near else "valid keys are " + ", ".join(names)
         where = f"{key}.{unknown.group(1)}" if key else unknown.group(1)
         raise ConfigError(f"{source}: {where}", unknown.group(1), hint) from None
+    for key, value in _numbers(msgspec.to_builtins(found)):
+        if not math.isfinite(value):
+            raise ConfigError(f"{source}: {key}", value, "give a finite number")
+    return found
+
+
+def _numbers(data: Any, key: str = "") -> Iterator[tuple[str, float]]:
+    """Every float of plain data, with its path."""
+    if isinstance(data, float):
+        yield key, data
+    elif isinstance(data, dict):
+        for name, value in data.items():
+            yield from _numbers(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(data, list | tuple):
+        for place, value in enumerate(data):
+            yield from _numbers(value, f"{key}[{place}]")
 
 
 def _struct_at(kind: type[Struct], key: str) -> type[Struct]:

@@ -179,6 +179,22 @@ class Registry:
             durable.create_folder(self._versions / manifest.id, files)
         return manifest.id
 
+    def epoch(self, parent: str | None, versions: int) -> str | None:
+        """The index epoch that the next version belongs to; None where it begins one.
+
+        Args:
+            parent: the version it grows from.
+            versions: an epoch ends when the next version is so many later than the one that began it.
+
+        Raises:
+            RegistryError: there is no such parent.
+        """
+        if parent is None:
+            return None
+        began = self.manifest(parent).index_epoch or parent
+        number = max(map(_number, (path.name for path in self._folders())), default=0) + 1
+        return began if number - _number(began) < versions else None
+
     def load(self, version: str) -> Version:
         """Read a version and check everything that can be checked without running it.
 
@@ -238,6 +254,8 @@ class Registry:
         """
         if not version or "/" in version or version.startswith("."):
             raise RegistryError("version", version, "name one that `plurank models list` shows")
+        if not (self._versions / version).is_dir():
+            raise RegistryError("version", version, "there is none of this name; `plurank models list` shows them")
         body = _read(self._versions / version / MANIFEST)
         try:
             manifest = msgspec.json.decode(body, type=Manifest)

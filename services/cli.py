@@ -6,6 +6,7 @@ With --json everything for people goes to stderr. A deliberate error is one line
 import argparse
 import contextlib
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -90,10 +91,10 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--config", type=Path, metavar="FILE", help="plurank.toml (default: the data's own)")
     up.add_argument("--state", type=Path, default=Path("var"), metavar="DIR", help="where state is kept (default: var)")
     up.add_argument("--port", type=int, default=8080, help="port of the service on loopback")
-    up.add_argument("--replicas", type=int, default=2)
+    up.add_argument("--replicas", type=_count, default=2)
     up.add_argument("--scale", choices=("tiny", "small", "full"))
-    up.add_argument("--visits", type=float, default=10.0, metavar="N", help="visits of the audience a second")
-    up.add_argument("--seconds", type=float, metavar="S", help="end by itself after S seconds of service")
+    up.add_argument("--visits", type=_amount, default=10.0, metavar="N", help="visits of the audience a second")
+    up.add_argument("--seconds", type=_amount, metavar="S", help="end by itself after S seconds of service")
 
     serve = command("serve", _serve, "the service and its loops, on the Kafka, Valkey and Ray it is given")
     serve.add_argument("--config", type=Path, metavar="FILE", help="plurank.toml")
@@ -102,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     train = command("train", _train, "train a version on event files, in time order")
     _events(train)
     train.add_argument("--method", choices=("erm",), default="erm")
-    train.add_argument("--epochs", type=int, default=1)
+    train.add_argument("--epochs", type=_count, default=1)
     train.add_argument("--registry", type=Path, metavar="DIR", help="where versions are kept (default: var/registry)")
     train.add_argument("--seed", type=int)
 
@@ -127,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--clip", type=float, metavar="W", help="--counterfactual: cut weights above W")
     evaluate.add_argument("--seed", type=int, default=0, help="first training seed (default: 0)")
     evaluate.add_argument(
-        "--seeds", type=int, default=1, metavar="N", help="learn with N seeds; tells their spread too (default: 1)"
+        "--seeds", type=_count, default=1, metavar="N", help="learn with N seeds; tells their spread too (default: 1)"
     )
 
     replay = command("replay", _replay, "send event files to the log, in their own rhythm", parents=[place])
@@ -165,6 +166,23 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--pipe", type=int)
     run.set_defaults(handler=_run)
     return top
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not usable; ask for 1 or more")
+    return number
+
+
+def _amount(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not usable; give a number above 0")
+    return number
+
+
+_count.__name__, _amount.__name__ = "number", "number"  # argparse names them where the text is none
 
 
 def _events(made: argparse.ArgumentParser) -> None:
@@ -269,7 +287,7 @@ def _experiment(args: argparse.Namespace, console: Console) -> Any:
     known = sorted(p.stem for p in (root / "experiments").glob("[a-z]*.py") if "__main__" in p.read_text())
     if name not in known:
         raise RequestError("experiment", args.name, "there are: " + ", ".join(known).replace("_", "-"))
-    done = subprocess.run([sys.executable, "-m", f"experiments.{name}", *rest], check=False)
+    done = subprocess.run([sys.executable, "-m", "experiments", name, *rest], check=False)
     args.json = False  # the experiment printed its own
     return {"exit": done.returncode}
 

@@ -25,6 +25,8 @@ def test_the_smallest_configuration_is_one_objective():
         ({"objectives": [CLICK, CLICK]}, r"objectives\[0\].name", "its own name"),
         ({"objectives": [{**CLICK, "graded": {"event": "rate"}}]}, r"objectives\[0\].graded", "exactly one"),
         ({"objectives": [{**CLICK, "kind": "value", "threshold": 3.0}]}, r"objectives\[0\].threshold", "drop it"),
+        ({"objectives": [{**CLICK, "weight": float("inf")}]}, r"objectives\[0\].weight", "finite"),
+        ({"preference": {"weight": float("nan")}}, "preference.weight", "finite"),
         ({"calibration": {"strenght": 1.0}}, "calibration.strenght", "did you mean 'strength'?"),
         ({"calibration": {"strength": 1.5}}, "calibration.strength", "<= 1"),
         ({"scale": "huge"}, "scale", "Invalid enum value"),

@@ -67,6 +67,18 @@ def test_an_unknown_experiment_is_refused_with_the_ones_there_are(capsys: pytest
     assert "report" not in error
 
 
+def test_an_experiments_own_error_is_one_line_too(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["experiment", "disagreement", "--seeds", "0", "--json"]) == 2
+    assert capfd.readouterr().err == "plurank: --seeds: 0 is not usable; ask for at least one seed\n"
+
+
+@pytest.mark.parametrize("given", [["train", "--epochs", "0", "--events", "x"], ["up", "--seconds", "-3"]])
+def test_a_number_that_cannot_be_meant_is_refused(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(given)
+    assert "is not usable; " in capsys.readouterr().err
+
+
 def test_down_where_nothing_runs_is_no_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["down", "--state", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"ended": False}
