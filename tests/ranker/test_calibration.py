@@ -6,10 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ranker.calibration import HALF_LIFE_MS, miscalibration, profile, rerank, shares, worth
+from experiments.optimum import Problem, solve
+from ranker.calibration import STEPS, Wish, personal, rerank, settled, to_target
 from ranker.catalogue import Catalogue, Item
-from ranker.config import Config, Graded, Objective
+from ranker.config import Calibration, Config, Graded, Objective
+from ranker.divergence import DIVERGENCES, attention, miscalibration, shares
+from ranker.errors import RequestError
 from ranker.evidence import EMPTY, Act, Evidence, Mean
+from ranker.interests import HALF_LIFE_MS, profile, worth
 
 LIKE = Objective(name="like", event="like")
 DISMISS = Objective(name="dismiss", event="dismiss", weight=-2.0)
@@ -203,3 +207,138 @@ def test_nothing_that_is_given_is_changed():
     before = utility.copy(), interests.copy(), target.copy()
     rerank(utility, interests, target, slots=4, strength=0.7)
     assert all(np.array_equal(a, b) for a, b in zip(before, (utility, interests, target), strict=True))
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("seed", range(4))
+def test_greedy_comes_close_to_the_exact_optimum_in_every_divergence(seed, divergence):
+    utility, interests, target = small_case(seed, items=40, categories=6)
+    problem = Problem(utility, interests, target, slots=8, strength=0.5, divergence=divergence)
+    best = solve(problem)
+    assert best.bound - best.value < 1e-6
+    reached = problem.value(rerank(utility, interests, target, slots=8, strength=0.5, divergence=divergence))
+    empty = problem.value(np.zeros(0, np.int64))
+    assert reached <= best.value + 1e-9
+    assert reached - empty >= 0.97 * (best.value - empty)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_the_set_for_a_divergence_is_closer_in_it_than_plain_order(divergence):
+    utility, interests, target = small_case(11, items=60, categories=6)
+    near, plain = (
+        miscalibration(
+            target, shares(interests[rerank(utility, interests, target, slots=10, strength=s, divergence=divergence)])
+        )
+        for s in (0.9, 0.0)
+    )
+    assert near < plain
+
+
+def test_a_floor_gives_a_small_interest_the_place_that_it_is_due():
+    utility = np.array([0.9, 0.8, 0.7, 0.6, 0.1])
+    interests = np.array([[1.0, 0], [1, 0], [1, 0], [1, 0], [0, 1]])
+    target = np.array([0.7, 0.3])
+    assert 4 not in rerank(utility, interests, target, slots=4, strength=0.01)
+    assert 4 in rerank(utility, interests, target, slots=4, strength=0.01, floor=True)
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12), st.floats(0.01, 1), st.sampled_from(DIVERGENCES))
+@settings(max_examples=60, deadline=None)
+def test_every_interest_has_at_least_the_whole_places_that_it_is_due_while_candidates_hold_it(
+    seed, slots, strength, divergence
+):
+    utility, interests, target = small_case(seed, items=20, categories=5)
+    chosen = rerank(utility, interests, target, slots=slots, strength=strength, divergence=divergence, floor=True)
+    held, there = (interests[chosen] > 0).sum(0), (interests > 0).sum(0)
+    assert (held >= np.minimum(np.floor(slots * target), there)).all()
+    assert len(set(chosen.tolist())) == slots
+
+
+@given(st.integers(0, 10**6), st.lists(st.integers(0, 11), max_size=4, unique=True), st.floats(0, 1), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_pinned_candidates_stand_first_as_given_and_the_others_calibrate_around_them(seed, pinned, strength, floor):
+    utility, interests, target = small_case(seed, items=12)
+    chosen = rerank(utility, interests, target, slots=6, strength=strength, pinned=pinned, floor=floor).tolist()
+    assert chosen[: len(pinned)] == pinned
+    assert len(set(chosen)) == 6
+    rest = utility[chosen[len(pinned) :]]
+    assert (np.diff(rest) <= 0).all()
+
+
+def test_what_is_pinned_counts_as_the_interest_that_it_holds():
+    utility = np.array([0.9, 0.8, 0.7, 0.6])
+    interests = np.array([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    chosen = rerank(utility, interests, np.array([0.5, 0.5]), slots=2, strength=0.9, pinned=[3])
+    assert chosen.tolist() == [3, 0]
+
+
+def test_order_goes_from_that_of_utility_to_that_of_greedy_and_minorities_rise():
+    utility = np.array([0.9, 0.8, 0.7, 0.6, 0.1])
+    interests = np.array([[1.0, 0], [1, 0], [1, 0], [1, 0], [0, 1]])
+    target = np.array([0.6, 0.4])
+    ranks = {
+        order: rerank(utility, interests, target, slots=4, strength=0.9, order=order).tolist() for order in (0, 0.5, 1)
+    }
+    assert ranks[0] == [0, 1, 2, 4]
+    assert ranks[1].index(4) == 1
+    assert all(set(found) == set(ranks[0]) for found in ranks.values())
+    seen = {order: shares(interests[found], attention(4))[1] for order, found in ranks.items()}
+    assert seen[0] < seen[0.5] <= seen[1]
+
+
+@given(st.integers(0, 10**6), st.floats(0, 2))
+@settings(max_examples=40, deadline=None)
+def test_a_target_is_met_by_the_smallest_lambda_that_meets_it_within_a_step(seed, target):
+    utility, interests, profile_C = small_case(seed, items=14)
+    chosen, strength = to_target(utility, interests, profile_C, slots=5, target=target)
+
+    def far(at):
+        return miscalibration(profile_C, shares(interests[rerank(utility, interests, profile_C, slots=5, strength=at)]))
+
+    assert chosen.tolist() == rerank(utility, interests, profile_C, slots=5, strength=strength).tolist()
+    if far(1.0) > target and far(0.0) > target:
+        assert strength == 1
+    else:
+        assert far(strength) <= target
+        assert strength == 0 or far(strength - 1 / STEPS) > target
+
+
+def test_a_personal_lambda_grows_with_what_is_known():
+    found = [personal(0.6, acts, 10.0) for acts in (0.0, 10.0, 1e9)]
+    assert found == pytest.approx([0.0, 0.3, 0.6])
+
+
+@pytest.mark.parametrize(
+    ("asked", "strength", "is_personal", "target", "order"),
+    [
+        (None, 0.4, False, 0.1, 0.2),
+        (0.9, 0.9, False, None, 0.2),
+        ("personal", 0.4, True, None, 0.2),
+        (Wish(target=0.3), 0.4, False, 0.3, 0.2),
+        (Wish(order=1.0), 0.4, False, 0.1, 1.0),
+        (Wish(strength=0.7, personal=True), 0.7, True, None, 0.2),
+    ],
+)
+def test_a_request_replaces_what_it_names(asked, strength, is_personal, target, order):
+    found = settled(Calibration(strength=0.4, target=0.1, order=0.2), asked)
+    assert (found.strength, found.personal, found.target, found.order) == (strength, is_personal, target, order)
+
+
+@pytest.mark.parametrize(
+    ("asked", "thing"),
+    [
+        (1.5, "calibration"),
+        (float("nan"), "calibration"),
+        ("private", "calibration"),
+        (Wish(strength=-0.1), "calibration.strength"),
+        (Wish(order=2.0), "calibration.order"),
+        (Wish(target=float("nan")), "calibration.target"),
+        (Wish(target=0.1, strength=0.5), "calibration.target"),
+        (Wish(target=0.1, personal=True), "calibration.target"),
+    ],
+)
+def test_a_wish_that_cannot_be_is_refused_by_name(asked, thing):
+    with pytest.raises(RequestError) as caught:
+        settled(Calibration(), asked)
+    assert caught.value.thing == thing
+    assert caught.value.remedy

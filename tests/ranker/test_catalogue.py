@@ -56,3 +56,19 @@ def test_inline_fields_have_interests_too():
     catalogue = Catalogue(CONFIG)
     catalogue.fold(described("a", ["noir", "war"]))
     assert catalogue.interests_of({"genres": ["war", "unheard"]}).tolist() == [0, 1]
+
+
+def test_several_fields_hold_interests_in_equal_parts_each_under_its_own_name() -> None:
+    config = parse(
+        {
+            "objectives": [{"name": "click", "event": "click"}],
+            "interests": ["genres", "era"],
+            "fields": {"item": {"genres": "categories", "era": "category"}},
+        }
+    )
+    catalogue = Catalogue(config)
+    catalogue.put(Item("a", {"genres": ["war", "noir"], "era": "40s"}))
+    catalogue.put(Item("b", {"genres": ["war"]}))
+    assert catalogue.categories == ["genres=war", "genres=noir", "era=40s"]
+    assert catalogue.interests_NC.tolist() == [[0.25, 0.25, 0.5], [1, 0, 0]]
+    assert catalogue.interests_of({"era": "40s", "genres": ["unheard"]}).tolist() == [0, 0, 1]
