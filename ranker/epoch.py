@@ -67,6 +67,14 @@ class Epoch:
         self._lock = threading.Lock()
         self._queries: deque[Floats] = deque(maxlen=QUERIES)
 
+    @classmethod
+    def of(cls, version: str, using: "Epoch | None" = None) -> "Epoch":
+        """The epoch that this version began: the one in use where it did, else a new one."""
+        if using is not None and using.version == version:
+            return using
+        # one without an index has nothing to answer with, and would be kept in memory for nothing
+        return cls(version, before=None if using is None or using.index is None else using)
+
     def take(self, items: Sequence[Item], tell: Tell) -> int:
         """Take up new and replaced items; versions may call it in turn, the first one tells.
 

@@ -44,6 +44,7 @@ Pinned = Annotated[
 Excluded = Annotated[
     list[Identifier], Meta(max_length=MAX_ITEMS, description="Items that are taken out of the candidates.")
 ]
+Since = Annotated[int, Meta(ge=0, description="Only items first seen at this time or later; ms since the epoch.")]
 EvidenceToken = Annotated[
     str,
     Meta(max_length=4096, description="From the answer to a write: wait (at most 500 ms) until that write counts."),
@@ -84,6 +85,10 @@ class RecommendRequest(_Request, frozen=True, kw_only=True, forbid_unknown_field
 
     limit: Limit | None = None
     exclude_seen: Annotated[bool, Meta(description="Leave out what the user has acted on.")] = True
+    categories: Annotated[
+        list[Identifier], Meta(max_length=1000, description="Only items that have one of these; of all without any.")
+    ] = []
+    fresh_since: Since | None = None
 
 
 class Ranked(Struct, frozen=True, kw_only=True, omit_defaults=True, gc=False):

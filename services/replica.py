@@ -19,6 +19,7 @@ from typing import Protocol
 from ranker import events
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config
+from ranker.epoch import Epoch
 from ranker.errors import RegistryError, StoreUnavailable
 from ranker.events import Event, Field, Ranking, Shown
 from ranker.evidence import EMPTY, Evidence
@@ -267,6 +268,7 @@ class Replica:
             found.weights,
             encoder=None if same is None else same.encoder,
             vocabulary=None if same is None else same.vocabulary,
+            epoch=Epoch.of(found.manifest.index_epoch or version, None if same is None else same.epoch),
         )
         found.golden.check(found.config, inference)
         inference.attach(self.catalogue)
@@ -353,11 +355,11 @@ class Replica:
 
     def _request(self, message: RankRequest | RecommendRequest, now: int, ranking: str) -> Request:
         items: Sequence[str | Item] | None = None
-        exclude_seen = True
+        exclude_seen, categories, fresh_since = True, list[str](), None
         if isinstance(message, RankRequest):
             items = [one if isinstance(one, str) else Item(one.id, named(one.fields), now) for one in message.items]
         else:
-            exclude_seen = message.exclude_seen
+            exclude_seen, categories, fresh_since = message.exclude_seen, message.categories, message.fresh_since
         return Request(
             user=message.user,
             items=items,
@@ -369,6 +371,8 @@ class Replica:
             explain=message.explain,
             seed=seed_of(ranking),
             exclude_seen=exclude_seen,
+            categories=categories,
+            fresh_since=fresh_since,
         )
 
     async def evidence(self, user: str, token: str | None) -> tuple[Evidence, tuple[str, ...]]:

@@ -354,6 +354,7 @@ class Trainer:
                 metrics={"served": report.served, "learner": report.learner, "step": self._step, "line": self._line},
                 golden=Golden.record(self.config, weights, catalogue, made_up(self.config, catalogue, report.now)),
                 parent=self._base,
+                index_epoch=self.registry.epoch(self._base, self.config.retrieval.epoch),
                 state=rest,
             )
         except RegistryError as error:

@@ -9,8 +9,10 @@ from ranker.config import Config, Inputs, Objective
 from ranker.epoch import Epoch, Told
 from ranker.errors import DataError
 from ranker.evidence import Act, Evidence
+from ranker.golden import Golden
 from ranker.inference import Inference
 from ranker.model import Model
+from ranker.registry import Registry
 
 CONFIG = Config(
     objectives=(Objective(name="click", event="click"),),
@@ -155,3 +157,27 @@ def test_versions_of_an_epoch_share_its_index_and_score_with_their_own_weights()
     assert 60 not in one.retrieve(taste, 61).rows  # it does not know the item yet
     one.attach(catalogue)
     assert 60 in one.retrieve(taste, 61).rows
+
+
+def test_an_epoch_lasts_for_so_many_versions(tmp_path):
+    registry = Registry(tmp_path)
+    golden = Golden((), (), ())
+
+    def save(parent: str | None) -> str:
+        epoch = registry.epoch(parent, 3)
+        return registry.save({"w": torch.ones(1)}, CONFIG, metrics={}, golden=golden, parent=parent, index_epoch=epoch)
+
+    first = save(None)
+    second, third = save(first), save(first)
+    fourth = save(third)
+    found = [registry.manifest(version).index_epoch for version in (first, second, third, fourth, save(fourth))]
+    assert found == [None, first, first, None, fourth]
+
+
+def test_a_version_goes_on_with_the_epoch_in_use_where_it_is_its_own():
+    used = Epoch("v1")
+    assert Epoch.of("v1", used) is used
+    assert Epoch.of("v2", used)._before is None  # nothing to answer with yet
+    used.take(some(3), teller())
+    assert Epoch.of("v2", used)._before is used
+    assert Epoch.of("v1").version == "v1"
