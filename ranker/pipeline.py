@@ -519,7 +519,7 @@ class Pipeline:
         held_C = recent_C
         # fading moves shares by no more than the oldest act has faded
         if known.history and 1 - 0.5 ** (_span(known) / declared.half_life) > bound:
-            held_C, drift = guard.capped(recent_C, asked(math.inf), bound)
+            held_C, drift = guard.capped(recent_C, asked(math.inf)[: recent_C.size], bound)  # more may have come meanwhile
         words = evidence.words
         if not (words.likes or words.avoids):
             return held_C, recent_C, drift
