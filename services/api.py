@@ -53,7 +53,8 @@ DRAIN = 16
 
 #: characters of a user's id (ranker/events.py)
 MAX_ID = 512
-#: the query parameter of reads
+#: the query parameters of reads
+HOURS = ("hours", "How far to go back, 1 unless given, up to 24.")
 EVIDENCE = ("evidence_token", "From the answer to a write: wait (at most 500 ms) until that write counts.")
 
 #: every route template, the closed set of metrics labels
@@ -156,8 +157,12 @@ def _routes(replica: Replica) -> list[Route]:
         return _json(await replica.versions.rollback(request.path_params["version"]))
 
     async def fairness(request: Request) -> Response:
-        """Show what the monitor measured by group."""
-        return _json(await replica.figures.fairness())
+        """Show how groups and people are served, with intervals, and what was decided on versions.
+
+        `latest` is the place to begin; `measures` says what its words mean. Groups of fewer people than the configured
+        minimum are withheld, and nothing here is about one person.
+        """
+        return _json(await replica.figures.fairness(_asked(request, HOURS)))
 
     async def schema(request: Request) -> Response:
         """Show the contract of events as JSON Schema."""
@@ -244,7 +249,8 @@ def _routes(replica: Replica) -> list[Route]:
             tag="fairness",
             scopes=("metrics",),
             gives=FairnessAnswer,
-            errors=(503,),
+            asks=HOURS,
+            errors=(422, 503),
         ),
         Route(method="GET", path="/v1/schema", handler=schema, tag="feedback", gives=dict[str, Any]),
         Route(
@@ -395,10 +401,15 @@ def _user(request: Request) -> str:
 
 
 def _evidence_token(request: Request) -> str | None:
+    return _asked(request, EVIDENCE)
+
+
+def _asked(request: Request, parameter: tuple[str, str]) -> str | None:
+    """The one query parameter that this route knows."""
     for name in request.query_params:
-        if name != EVIDENCE[0]:
-            raise RequestError("query", name, f"the only parameter is {EVIDENCE[0]}")
-    return request.query_params.get(EVIDENCE[0])
+        if name != parameter[0]:
+            raise RequestError("query", name, f"the only parameter is {parameter[0]}")
+    return request.query_params.get(parameter[0])
 
 
 def _endpoint(route: Route, replica: Replica) -> Handler:

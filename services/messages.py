@@ -16,6 +16,8 @@ from msgspec import Meta, Struct
 from ranker.calibration import Wish
 from ranker.errors import PlurankError, RequestError
 from ranker.events import MAX_ITEMS, Field, Identifier, Value
+from ranker.registry import Decision
+from ranker.spread import Period
 from streaming.monitor import Window
 
 Kind = TypeVar("Kind", bound=Struct)
@@ -219,10 +221,23 @@ class PointerAnswer(Struct, frozen=True, kw_only=True):
 
 
 class FairnessAnswer(Struct, frozen=True, kw_only=True):
-    """What the monitor has published: everything since its beginning, and by window. Small groups are withheld."""
+    """How each group and people at large are served, as far as the monitor published it. Small groups are withheld.
 
-    total: Window | None
+    Attributes:
+        measures: what the words in the rest mean.
+        latest: the latest stretch of time that was judged, with 95 % intervals over people; null before the first.
+        decisions: the latest verdicts and moves of the pointer, with their reasons and measures, oldest first.
+        periods: all judged stretches of the time asked for, oldest first.
+        windows: sums and ratios by minute of the time asked for, oldest first; they go on where periods end.
+        total: the same since the monitor's beginning.
+    """
+
+    measures: dict[str, str]
+    latest: Period | None
+    decisions: list[Decision]
+    periods: list[Period]
     windows: list[Window]
+    total: Window | None
 
 
 class Target(Struct, frozen=True, kw_only=True):

@@ -141,7 +141,7 @@ class Replica:
         self.catalogue = Catalogue(settings.config)
         self.catalogue_lock = threading.Lock()
         self.versions = Versions(registry, lambda: None if self._serving is None else self._serving.version)
-        self.figures = Figures(reads, telemetry, tokens["metrics"], clock)
+        self.figures = Figures(reads, telemetry, tokens["metrics"], clock, partial(registry.decisions, 20))
         self.encode: Encode | None = None
         self._sentences = sentences
         self._mark = ""
@@ -247,7 +247,7 @@ class Replica:
                 return
             self._before, self._serving = self._serving, self._load(pointer.version)
             self._trouble = ""
-            self.telemetry.using(pointer.version)
+            self.telemetry.using(pointer.version, created=self.registry.manifest(pointer.version).created)
         except RegistryError as error:
             self._trouble = str(error)
             if pointer is not None:
