@@ -28,7 +28,10 @@ def test_prometheus_finds_and_scrapes_every_process(tmp_path, free_port):
         wait_for(lambda: len(query("up == 1")) == 4, "four processes up")
         assert query("up") == {"api-1": 1, "profiles": 1, "trainer": 1, "monitor": 1}
         assert query('plurank_requests_total{route="/v1/rank",status="200"}') == {"api-1": 10}
-        assert query('plurank_version_info{version="v1"}') == {"api-1": 1}
+        assert query('plurank_version_info{version="v1",arm="current"}') == {"api-1": 1}
+        assert query('plurank_period_auc_ratio{arm="current",group="f",objective="click",bound="low"}') == {
+            "monitor": 0.58
+        }
         group = '{arm="current",group="f",objective="click"}'
         ctr = f"plurank_group_outcomes_total{group} / plurank_group_impressions_total"
         assert query(ctr) == {"monitor": pytest.approx(0.2)}
