@@ -508,6 +508,11 @@ class Inference:
         """How likely each place is acted on against the first, per objective, for a typical impression: (depth, T)."""
         return self._tower.examination(self._typical_T, depth)
 
+    def curves(self, depth: int = 20) -> dict[str, list[float]]:
+        """The examination curve of each objective that has a tower, first place first."""
+        found_PT = self.examination(depth)
+        return {o.name: found_PT[:, place].tolist() for place, o in enumerate(self.config.objectives) if o.biased}
+
     def _empty(self, *, whole: bool) -> _Side:
         sizes, objectives = self.sizes, len(self.config.objectives)
         first_NS = torch.zeros(0, sizes.S)

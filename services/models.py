@@ -9,8 +9,10 @@ import msgspec
 from rich.console import Console
 from rich.table import Column, Table
 
+from ranker.config import Config
 from ranker.errors import NotFound, RequestError
 from ranker.gate import Verdict
+from ranker.inference import Inference
 from ranker.registry import Registry
 
 
@@ -78,10 +80,25 @@ def _show(registry: Registry, version: str, console: Console) -> Any:
     for name, weight in loaded.weights.items():
         table.add_row(name, "x".join(map(str, weight.shape)), f"{weight.numel():,}")
     console.print(table)
+    found["examination"] = curves = Inference(loaded.config, loaded.weights).curves()
+    if curves:
+        table = Table("examination", *(str(place + 1) for place in range(len(next(iter(curves.values()))))))
+        for name, curve in curves.items():
+            table.add_row(name, *(f"{ratio:.2f}" for ratio in curve))
+        console.print(table, _identified(loaded.config))
     for decision in found["decisions"]:
         reasons = "; ".join(decision.get("reasons", ()))
         console.print(f"{_when(decision['time'])} {decision['action']} by {decision['who']} {reasons}")
     return found
+
+
+def _identified(config: Config) -> str:
+    """What the curve rests on: without items at several places, merit and place are one number."""
+    known = "Known only as far as items were seen at several places, by swaps or because they stood elsewhere again"
+    swap = config.serving.swap
+    if swap > 0:
+        return f"{known}; here {swap:.0%} of served slates have a swap (serving.swap)."
+    return f"{known}; here no slate has a swap (serving.swap = 0), so it rests on repeated items alone."
 
 
 def _when(milliseconds: int) -> str:

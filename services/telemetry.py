@@ -115,9 +115,20 @@ class ApiTelemetry(Telemetry):
         self._seconds = self._histogram("plurank_request_seconds", "Time to the answer", "route")
         self._stages = self._histogram("plurank_stage_seconds", "Time in each stage of a slate", "stage")
         self._stage: dict[str, Histogram] = {}  # looking a label up costs as much as counting
+        self._interventions = self._counter(
+            "plurank_guard_interventions_total", "Slates that the guard changed, by what it did", "kind"
+        )
+        for kind in ("blend", "drift", "novelty"):
+            self._interventions.labels(kind)
         self._degraded = self._counter("plurank_degraded_answers_total", "Answers with less than asked for", "reason")
         self._events = self._counter("plurank_feedback_events_total", "Events sent in", "outcome")
         self._swaps = self._counter("plurank_version_swaps_total", "Versions taken into service")
+        self._examination = self._gauge(
+            "plurank_examination_ratio",
+            "How likely a place is acted on against the first, as the version in use learned it",
+            "objective",
+            "position",
+        )
         self._slates = self._counter("plurank_served_slates_total", "Served slates by what became of them", "outcome")
         self._waiting = self._gauge("plurank_waiting_slates", "Served slates that the log does not have yet")
         self._arms = self._counter("plurank_arm_slates_total", "Slates made by arm: current or canary", "arm")
@@ -137,9 +148,13 @@ class ApiTelemetry(Telemetry):
         elif self._used.get("canary") != version:
             self.using(version, arm="canary", created=created)
 
-    def slate_made(self, timings_ms: Mapping[str, float], arm: str = "current") -> None:
-        """Count the stages of one Slate, and its arm."""
+    def slate_made(
+        self, timings_ms: Mapping[str, float], arm: str = "current", interventions: Iterable[str] = ()
+    ) -> None:
+        """Count the stages of one Slate, its arm, and the kinds of what the guard did to it."""
         self._arms.labels(arm).inc()
+        for kind in interventions:
+            self._interventions.labels(kind).inc()
         for stage, spent in timings_ms.items():
             child = self._stage.get(stage)
             if child is None:
@@ -165,6 +180,13 @@ class ApiTelemetry(Telemetry):
         """Say which version this replica serves now, and count the swap."""
         super().using(version, arm=arm, created=created)
         self._swaps.inc()
+
+    def examined(self, curves: Mapping[str, Iterable[float]]) -> None:
+        """Show the examination curve of each biased objective, first place first, in place of those before."""
+        self._examination.clear()
+        for objective, curve in curves.items():
+            for position, ratio in enumerate(curve):
+                self._examination.labels(objective, str(position)).set(ratio)
 
 
 @final

@@ -14,7 +14,7 @@ def test_the_truth_of_the_target_is_what_many_slates_come_to():
 
 
 def test_coverage_is_judged_with_every_estimator():
-    result = counterfactual.run(seeds=[0], logs=20, slates=100, real=False)
+    result = counterfactual.run(seeds=[0], logs=20, slates=300, real=False)
     covered = [row for row in result.rows if row.metric == "coverage"]
     assert [row.arm for row in covered] == [*counterfactual.ESTIMATORS, "on-policy mean"]
     assert all(0.6 < row.mean <= 1 for row in covered[:3])

@@ -1,11 +1,16 @@
 import io
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
+from ranker import config as configuration
 from ranker import events
+from ranker.catalogue import Catalogue, Item
 from ranker.errors import NotFound, PromotionRefused, RegistryError, RequestError
+from ranker.golden import Golden, made_up
+from ranker.learner import Learner
 from ranker.registry import Registry
 from ranker.simulation import Population, Tastes
 from services import offline
@@ -40,6 +45,25 @@ def test_a_version_is_shown_with_its_decisions(trained: Path) -> None:
     found = models(trained, "show", first, quiet())
     assert found["id"] == first
     assert found["decisions"][0]["action"] == "promote"
+
+
+def test_the_examination_curve_of_a_version_is_shown_with_what_it_rests_on(tmp_path: Path) -> None:
+    config = configuration.parse({"objectives": [{"name": "click", "event": "click", "biased": True}], "scale": "tiny"})
+    weights = {name: tensor.clone() for name, tensor in Learner(config).weights().items()}
+    weights["tower.usual_PT"][1:] = -1.0
+    registry, catalogue = Registry(tmp_path), Catalogue(config)
+    for item in "abc":
+        catalogue.put(Item(item, {}, 1))
+    golden = Golden.record(config, weights, catalogue, made_up(config, catalogue, 1))
+    still = msgspec.structs.replace(config, serving=configuration.Serving(swap=0.0))
+    for chosen, said in ((config, "5% of served slates have a swap"), (still, "rests on repeated items alone")):
+        console = quiet()
+        version = registry.save(weights, chosen, metrics={}, golden=golden, parent=None)
+        curve = models(tmp_path, "show", version, console)["examination"]["click"]
+        assert curve[0] == 1
+        assert 0.3 < curve[1] == curve[19] < 0.7
+        assert "at several places" in console.file.getvalue()
+        assert said in console.file.getvalue()
 
 
 def test_a_version_that_nobody_judged_is_promoted_only_by_force_and_can_be_rolled_back(trained: Path) -> None:

@@ -111,19 +111,33 @@ def test_routes_that_are_not_known_count_as_other():
 
 def test_stages_feedback_and_swaps_are_counted():
     api = ApiTelemetry([])
-    api.slate_made({"score": 1.5, "total": 2.5})
+    api.slate_made({"score": 1.5, "total": 2.5}, interventions=["novelty"])
     api.feedback_taken(3, 1)
     api.degraded("no evidence")
     api.using("v1")
     api.using("v2")
     found = values(api.text())
     assert found["plurank_stage_seconds_sum", "score"] == pytest.approx(0.0015)
+    assert (
+        found["plurank_guard_interventions_total", "novelty"],
+        found["plurank_guard_interventions_total", "blend"],
+    ) == (1, 0)
     assert found["plurank_feedback_events_total", "accepted"] == 3
     assert found["plurank_feedback_events_total", "rejected"] == 1
     assert found["plurank_degraded_answers_total", "no evidence"] == 1
     assert found["plurank_version_swaps_total",] == 2
     assert found["plurank_version_info", "current", "v2"] == 1
     assert ("plurank_version_info", "current", "v1") not in found
+
+
+def test_the_examination_curve_of_the_version_in_use_replaces_the_one_before():
+    api = ApiTelemetry([])
+    api.examined({"click": [1.0, 0.6], "like": [1.0, 0.8]})
+    api.examined({"click": [1.0, 0.5]})
+    found = values(api.text())
+    curve = {name: value for name, value in found.items() if name[0] == "plurank_examination_ratio"}
+    assert sorted(curve.values()) == [0.5, 1.0]
+    assert curve["plurank_examination_ratio", "1", "click"] == 0.5
 
 
 def test_a_canary_stands_beside_the_current_version_with_its_own_age():
