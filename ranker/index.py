@@ -24,7 +24,7 @@ FLAT = 100_000
 #: the share of the items that are allowed which a search of lists reads
 SHARE = 0.05
 #: so few allowed items are looked at one by one
-FEW = 16_384
+FEW = 4096
 #: from so many scores on the best are sought among those above a sampled threshold
 MANY = 20_000
 

@@ -17,6 +17,9 @@ from ranker.index import Among, Index, Rows
 
 Floats = NDArray[np.floating]
 
+#: the share of an interest's items that a search of a large catalogue reads: its few places need fewer than all places
+READ = 0.02
+
 
 class Drawn(NamedTuple):
     """Candidates, and the rows among the best that were passed over because they may not be drawn."""
@@ -63,12 +66,13 @@ def draw(
         if need <= 0 or len(drawn) >= count:
             continue
         rows = members(c)
+        rows = rows[rows < len(interests_NC)]  # another thread may have added items meanwhile
         if among is not None:
             rows = rows[among.has(rows.astype(np.int64))]
         held = Among(rows, _having(interests_NC, c, among))
         mean = float(interests_NC[rows[:256], c].mean()) if len(rows) else 1.0
         asked = int(np.ceil(need / max(mean, 1e-3) * 1.5)) + len(taken)
-        found, _ = index.search(query_X if own is None else own.get(c, query_X), asked, among=held)
+        found, _ = index.search(query_X if own is None else own.get(c, query_X), asked, among=held, share=READ)
         new = [row for row in found.tolist() if row not in taken]
         sums = np.cumsum(interests_NC[new, c]) if new else np.zeros(0)
         new = new[: min(int(np.searchsorted(sums, need - 1e-6)) + 1, count - len(drawn))]

@@ -116,7 +116,7 @@ def test_lists_find_nearly_all_and_their_whole_finds_all():
     assert len(index.lists) > 100
     assert np.mean(shares) > 0.9
     few = np.zeros(30_000, np.bool_)
-    few[::7] = True
+    few[::9] = True
     query = draw.normal(size=8)
     assert found(index, query, 50, among=Among.of(few)) == found(exact, query, 50, among=Among.of(few))
 
