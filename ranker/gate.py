@@ -1,8 +1,15 @@
 """May this version be served? A candidate and the served version, judged on the same slates, yield a Verdict.
 
 Both scored each slate before anybody learned from it. What counts are paired differences per slate, overall and in
-every group that is large enough to be told apart from chance. First form: a candidate passes when enough slates are
-there and none of the intervals shows harm beyond the tolerance; catastrophes refuse at once, however few the slates.
+every group of enough people, as intervals that hold at every look together and not at one (waudbysmith2024time): the
+same window is looked at again and again. Absence of evidence is no pass. Of each (group, measure), harm is
+
+- shown: the interval lies above 0 and reaches beyond the margin. One is enough to refuse.
+- excluded: the interval ends within the margin. Needed of all to pass.
+- open: anything else, which is a hold.
+
+The margin is the tolerance, or for a small group what a full window could exclude of it; the verdict names it.
+Catastrophes refuse at once, however few the slates.
 
 Axes: N items of a slate, T objectives, U users.
 """
@@ -16,6 +23,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from ranker.config import Config
@@ -41,7 +49,10 @@ class Verdict:
 
 
 class Judged(Struct, frozen=True, array_like=True, gc=False):
-    """One slate under one version: per objective summed losses, rows and positives; order quality; health."""
+    """One slate under one version: per objective summed losses, rows and positives; order quality; health.
+
+    `gain` is the utility of what people did, `acts` the same with every weight taken as positive: a scale above 0.
+    """
 
     user: str
     groups: tuple[str, ...]
@@ -51,6 +62,8 @@ class Judged(Struct, frozen=True, array_like=True, gc=False):
     ndcg: float | None
     spread: float | None
     finite: bool
+    gain: float = 0.0
+    acts: float = 0.0
 
 
 class Sums:
@@ -111,6 +124,8 @@ class Sums:
             ndcg=None if np.isnan(order) else order,
             spread=float(np.ptp(score_N)) if len(score_N) > 1 else None,
             finite=finite,
+            gain=float(utility(self.config, known_NT).sum()),
+            acts=float(np.abs(known_NT @ np.diag([objective.weight for objective in self.config.objectives])).sum()),
         )
         while len(self.slates) > self.window:
             self.slates.popitem(last=False)
@@ -140,8 +155,12 @@ class Gate:
 
     Attributes:
         tolerance: relative harm (of log loss or NDCG@10) that is taken in stride.
-        level: confidence that all intervals together hold (Bonferroni over groups and measures).
-        slates: fewer common slates than this are too little data.
+        level: confidence that all intervals together hold, at all looks: harm is shown with Bonferroni over groups and
+            measures, since one refuses; it is excluded without, since all must be.
+        slates: fewer common slates than this are too little data; harm is looked for in the latest so many as well, for
+            a learner that went wrong late.
+        full: slates of a full window; what a group's share of them can exclude of two equal versions is its margin.
+        widest: a group whose margin would be above this is too small to be tested.
         group: a group with fewer distinct users is not tested (`learning.minimum_group` of the configuration).
         ceiling: a log loss above this many times that of always predicting the base rate is a catastrophe.
         collapsed: share of slates whose items all score the same that counts as collapse.
@@ -151,6 +170,8 @@ class Gate:
     tolerance: float = 0.02
     level: float = 0.95
     slates: int = 200
+    full: int = 1000
+    widest: float = 0.25
     group: int = 20
     ceiling: float = 3.0
     collapsed: float = 0.5
@@ -159,9 +180,9 @@ class Gate:
     def judge(self, candidate: Sums, current: Sums | None) -> Verdict:
         """Compare the windows; `current` is None while no version is served.
 
-        Source: paired differences with users as clusters (linearised variance of a ratio), Student's t intervals.
+        Source: paired differences with users as clusters (linearised variance of a ratio); intervals of `reach`.
         """
-        ruin = self._catastrophes(candidate)
+        ruin = self.catastrophes(candidate)
         if ruin:
             return Verdict("refuse", tuple(ruin), {"slates": float(len(candidate))})
         if current is None:
@@ -171,23 +192,48 @@ class Gate:
             reason = f"{len(common)} slates were scored by both versions; {self.slates} are needed"
             return Verdict("hold", (reason,), {"slates": float(len(common))})
         pairs = [(candidate.slates[name], current.slates[name]) for name in common]
-        tests = list(self._tests(pairs))
-        level = 1 - (1 - self.level) / max(len(tests), 1)
-        measures, harms = {"slates": float(len(common))}, []
-        for group, measure, sign, pair_U in tests:
-            change, low, high = _change(pair_U, level)
-            name = f"{measure}:{group}"
-            measures |= {f"{name}:change": change, f"{name}:low": low, f"{name}:high": high}
-            harm = low if sign > 0 else -high
-            if harm > self.tolerance:
-                word = "rose" if sign > 0 else "fell"
-                harms.append(f"{measure} of {group} {word} by {abs(change):.1%} ({low:+.1%} to {high:+.1%})")
+        whole, latest = self._tests(pairs), self._tests(pairs[-self.slates :]) if len(pairs) > self.slates else []
+        share = (1 - self.level) / max(len(whole) + len(latest), 1)
+        measures, harms, doubts = {"slates": float(len(common))}, list[str](), list[str]()
+        for place, test in enumerate([*whole, *latest]):
+            late = place >= len(whole)
+            margin = max(self.tolerance, self.excludable(test, len(pairs), len(whole)))
+            found = test.judged(share, margin if margin <= self.widest else self.tolerance, self.slates)
+            if found == "shown":
+                harms.append(test.said(share, self.slates) + (f" in the latest {self.slates} slates" if late else ""))
+            if late:
+                continue
+            reach = test.spread * reach_of(test.slates, test.users, 1 - self.level, self.slates)
+            measures |= {
+                f"{test.name}:change": test.sign * test.harm,
+                f"{test.name}:low": test.sign * test.harm - reach,
+                f"{test.name}:high": test.sign * test.harm + reach,
+            }
+            if margin > self.widest:
+                continue
+            measures[f"{test.name}:margin"] = margin
+            if test.judged(1 - self.level, margin, self.slates) != "excluded":
+                doubts.append(f"{test.said(1 - self.level, self.slates)}: harm beyond {margin:.1%} is not excluded")
         if harms:
             return Verdict("refuse", tuple(harms), measures)
-        reason = f"no harm beyond {self.tolerance:.0%} shown on {len(common)} slates in {len(tests)} tests"
-        return Verdict("pass", (reason,), measures)
+        if doubts:
+            return Verdict("hold", tuple(doubts), measures)
+        widest = max((value for name, value in measures.items() if name.endswith(":margin")), default=0.0)
+        reason = f"harm beyond {self.tolerance:.0%} ({widest:.1%} in the smallest group) is excluded"
+        return Verdict("pass", (f"{reason} on {len(common)} slates in {len(whole)} tests",), measures)
 
-    def _catastrophes(self, candidate: Sums) -> list[str]:
+    def excludable(self, test: "Test", slates: int, tests: int) -> float:
+        """The harm that a full window excludes of two equal versions, by this group's share of it.
+
+        With 80 % power for all tests together: where there are many groups, each gets a wider margin, or equal
+        versions, and many a better one, would hardly ever pass them all.
+        """
+        most = max(self.full / slates, 1.0)
+        factor = reach_of(test.slates * most, test.users * most, 1 - self.level, self.slates)
+        return float((factor + norm.isf(0.2 / tests)) * test.spread / np.sqrt(most))
+
+    def catastrophes(self, candidate: Sums) -> list[str]:
+        """What needs no comparison: predictions that are not finite, have collapsed, or lose to the base rate."""
         found = []
         judged = list(candidate.slates.values())
         broken = sum(not one.finite for one in judged)
@@ -211,36 +257,111 @@ class Gate:
                     found.append(f"log loss of {name} is {loss / rows:.3f}, the base rate alone has {entropy:.3f}")
         return found
 
-    def _tests(self, pairs: list[tuple[Judged, Judged]]) -> list[tuple[str, str, int, NDArray[np.float64]]]:
-        """(group, measure, sign of harm, per user the sums of difference and of the current value)."""
-        members: dict[str, dict[str, list[tuple[Judged, Judged]]]] = {}
-        for new, old in pairs:
-            for group in (OVERALL, *new.groups):
-                members.setdefault(group, {}).setdefault(new.user, []).append((new, old))
+    def _tests(self, pairs: list[tuple[Judged, Judged]]) -> list["Test"]:
+        """Every measure of every group of enough users."""
+        places: dict[str, int] = {}
+        user_N = np.array([places.setdefault(new.user, len(places)) for new, _ in pairs])
+        loss_N2 = np.array([(sum(new.loss_T), sum(old.loss_T)) for new, old in pairs])
+        order_N2 = np.array([(new.ndcg, old.ndcg) for new, old in pairs], np.float64)  # None becomes nan
+        members: dict[str, list[int]] = {OVERALL: list(range(len(pairs)))}
+        for place, (new, _) in enumerate(pairs):
+            for group in new.groups:
+                members.setdefault(group, []).append(place)
         tests = []
-        for group, users in sorted(members.items()):
-            if len(users) < self.group:
-                continue
-            loss_U = [[(sum(new.loss_T), sum(old.loss_T)) for new, old in own] for own in users.values()]
-            order_U = [
-                [(new.ndcg, old.ndcg) for new, old in own if new.ndcg is not None and old.ndcg is not None]
-                for own in users.values()
-            ]
-            for measure, sign, values_U in (("log_loss", 1, loss_U), ("ndcg@10", -1, order_U)):
-                kept = [np.sum(own, axis=0) for own in values_U if own]
-                if len(kept) >= self.group:
-                    both_U2 = np.array(kept, np.float64)
-                    tests.append((group, measure, sign, np.stack([both_U2[:, 0] - both_U2[:, 1], both_U2[:, 1]], 1)))
+        for group, rows in sorted(members.items()):
+            for measure, sign, value_N2 in (("log_loss", 1, loss_N2), ("ndcg@10", -1, order_N2)):
+                value_n2 = value_N2[rows]
+                known = ~np.isnan(value_n2).any(1)
+                users, user_n = np.unique(user_N[rows][known], return_inverse=True)
+                if len(users) < self.group:
+                    continue
+                new_U, old_U = (np.bincount(user_n, value_n2[known, side], len(users)) for side in (0, 1))
+                if old_U.sum() > 0:
+                    tests.append(Test.paired(f"{measure}:{group}", sign, new_U, old_U, int(known.sum())))
         return tests
 
 
-def _change(pair_U2: NDArray[np.float64], level: float) -> tuple[float, float, float]:
-    """Relative change sum(difference) / sum(current) with its interval; users are the independent units."""
-    difference_U, current_U = pair_U2.T
-    n, total = len(pair_U2), current_U.sum()
-    if not total > 0:
-        return 0.0, 0.0, 0.0
-    change = difference_U.sum() / total
-    spread = np.sqrt(n / (n - 1) * np.square(difference_U - change * current_U).sum()) / total
-    reach = float(student.ppf((1 + level) / 2, n - 1)) * spread
-    return float(change), float(change - reach), float(change + reach)
+@dataclass(frozen=True, slots=True)
+class Test:
+    """One measure of one group: how much worse the candidate is, relatively, and how sure that is.
+
+    Attributes:
+        sign: 1 where more of the measure is worse, -1 where less is.
+        harm: relative change towards the worse; `spread` its standard error with users as the independent units.
+    """
+
+    __test__ = False  # not one of pytest's
+
+    name: str
+    sign: int
+    harm: float
+    spread: float
+    users: int
+    slates: int
+
+    @classmethod
+    def paired(cls, name: str, sign: int, new_U: ArrayLike, old_U: ArrayLike, slates: int) -> "Test":
+        """Out of the sums of each user under both versions; `old_U` has a positive sum."""
+        new, old = np.asarray(new_U, np.float64), np.asarray(old_U, np.float64)
+        n, total = len(new), old.sum()
+        change = (new - old).sum() / total
+        spread = np.sqrt(n / max(n - 1, 1) * np.square(new - old - change * old).sum()) / total
+        return cls(name, sign, float(sign * change), float(spread), n, slates)
+
+    @classmethod
+    def unpaired(
+        cls, name: str, sign: int, new_U2: ArrayLike, old_U2: ArrayLike, slates: int, *, scale: float | None = None
+    ) -> "Test":
+        """Out of each user's (sum, count) under one version or the other.
+
+        Args:
+            scale: what the difference of the two means is relative to; without it, the old mean, whose own error then
+                counts as well.
+        """
+        means, errors = [], []
+        for pair in (new_U2, old_U2):
+            sum_U, count_U = np.asarray(pair, np.float64).T
+            mean = sum_U.sum() / count_U.sum()
+            n = len(sum_U)
+            errors.append(n / max(n - 1, 1) * np.square(sum_U - mean * count_U).sum() / count_U.sum() ** 2)
+            means.append(mean)
+        (new, old), (new_error, old_error) = means, errors
+        ratio, by = (new / old, old) if scale is None else (1.0, scale)
+        spread = np.sqrt(new_error + ratio**2 * old_error) / by
+        users = min(len(np.asarray(new_U2)), len(np.asarray(old_U2)))
+        return cls(name, sign, float(sign * (new - old) / by), float(spread), users, slates)
+
+    def judged(self, error: float, margin: float, tuned: int) -> Literal["shown", "excluded", "open"]:
+        """What the one-sided intervals of this error say of the harm."""
+        reach = self.spread * reach_of(self.slates, self.users, error, tuned)
+        if self.harm + reach <= margin:
+            return "excluded"
+        return "shown" if self.harm - reach > 0 else "open"
+
+    def said(self, error: float, tuned: int) -> str:
+        """The change in words."""
+        reach = self.spread * reach_of(self.slates, self.users, error, tuned)
+        measure, _, group = self.name.partition(":")
+        change = self.sign * self.harm
+        word = "rose" if change > 0 else "fell"
+        return f"{measure} of {group} {word} by {abs(change):.1%} ({change - reach:+.1%} to {change + reach:+.1%})"
+
+
+def reach_of(slates: float, users: float, error: float, tuned: float) -> float:
+    """How many standard errors a one-sided bound lies away that is to hold at all looks together.
+
+    For a single look with error .05 it would be 1.64; here it is 2.8 at `tuned` slates, where it is narrowest. Few
+    users widen it as they do Student's t.
+
+    Source: waudbysmith2024time, the one-sided asymptotic confidence sequence of the normal mixture. Differences: time
+    is slates while the variance comes from users, and the window slides, so the guarantee is only as good as the
+    simulation (`plurank experiment gate`) finds it.
+
+    Example:
+        >>> round(reach_of(200, 1e6, 0.05, 200), 2), round(reach_of(2000, 1e6, 0.05, 200), 2)
+        (2.78, 3.01)
+    """
+    rho = (-2 * np.log(2 * error) + np.log(-2 * np.log(2 * error)) + 1) / tuned if error < 0.18 else 1 / tuned
+    time = slates * rho
+    factor = np.sqrt(2 * (time + 1) / time * np.log1p(np.sqrt(time + 1) / (2 * error)))
+    return float(student.isf(norm.sf(factor), max(users - 1, 1)))

@@ -118,6 +118,8 @@ def _profiles(settings: Settings, stop: Flag) -> None:
 
 
 def _monitor(settings: Settings, stop: Flag) -> None:
+    from ranker.registry import Registry
+    from streaming.canary import Watch
     from streaming.monitor import Monitor, MonitorReport
 
     telemetry = MonitorTelemetry()
@@ -131,7 +133,9 @@ def _monitor(settings: Settings, stop: Flag) -> None:
         return {"lag": report.lag, "slates": slates, "ndcg": ndcg_by_group(report.rows, settings.config)}
 
     try:
-        loop = Monitor(settings.config, settings.log, Store(settings.store), settings.state_dir / "monitor")
+        watch = Watch(settings.config, Registry(settings.registry_dir))
+        folder = settings.state_dir / "monitor"
+        loop = Monitor(settings.config, settings.log, Store(settings.store), folder, canary=watch)
         _follow("monitor", settings, loop.run(stop), facts)
     finally:
         announced.close()

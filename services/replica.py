@@ -2,7 +2,8 @@
 
 A thread follows the registry's pointer and the catalogue. A new version is read, checked and given the catalogue
 beside the event loop; then one reference is assigned, so a request meets the old version or the new, never a mixture,
-and none waits. The version before is kept in memory.
+and none waits. The version before is kept in memory. A canary beside the current version is loaded in the same way,
+and serves those that `ranker.canary.drawn` says; one that cannot be loaded is withdrawn, and nobody is served by it.
 """
 
 import gc
@@ -17,16 +18,17 @@ from functools import partial
 from typing import Protocol
 
 from ranker import events
+from ranker.canary import CANARY, CURRENT, drawn
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config
 from ranker.epoch import Epoch
-from ranker.errors import RegistryError, StoreUnavailable
+from ranker.errors import PlurankError, RegistryError, StoreUnavailable
 from ranker.events import Event, Field, Ranking, Shown
 from ranker.evidence import EMPTY, Evidence
 from ranker.inference import Inference
 from ranker.interview import Interview
 from ranker.pipeline import Pipeline, Request, Slate
-from ranker.registry import Registry
+from ranker.registry import Pointer, Registry
 from ranker.wording import Encode
 from services import intake
 from services.figures import Figures, Watches
@@ -96,6 +98,14 @@ class Changing(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Beside:
+    """The canary in use, and the share of the users that it serves."""
+
+    serving: "Serving"
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
 class Serving:
     """A version in use."""
 
@@ -147,8 +157,10 @@ class Replica:
         self._mark = ""
         self._serving: Serving | None = None
         self._before: Serving | None = None
+        self._beside: Beside | None = None
         self._trouble = ""
         self._refused: tuple[str, float] = ("", 0.0)
+        self._refused_canary: tuple[str, float] = ("", 0.0)
         self._store_rest = 0.0
         self._counted = (0, 0)
         self._stop = threading.Event()
@@ -210,6 +222,17 @@ class Replica:
             raise error
         return serving
 
+    def serving_of(self, user: str) -> tuple[Serving, str]:
+        """What this user is served, and the arm: the canary for those who are drawn, else the version in use.
+
+        Raises:
+            RegistryError: 503, there is none yet.
+        """
+        beside = self._beside
+        if beside is not None and drawn(user, beside.serving.version, beside.share):
+            return beside.serving, CANARY
+        return self.serving, CURRENT
+
     def _follow(self) -> None:
         catalogue_at = slow_at = 0.0
         while not self._stop.wait(self.settings.pointer_poll):
@@ -238,27 +261,57 @@ class Replica:
 
     def follow_pointer(self) -> None:
         """Serve what the pointer names; a damaged version is refused and the one in use stays."""
+        pointer = None
         try:
             pointer = self.registry.current()
-            if pointer is None or (self._serving is not None and pointer.version == self._serving.version):
-                return
-            version, until = self._refused
-            if version == pointer.version and time.monotonic() < until:
-                return
-            self._before, self._serving = self._serving, self._load(pointer.version)
-            self._trouble = ""
-            self.telemetry.using(pointer.version, created=self.registry.manifest(pointer.version).created)
+            if pointer is not None:
+                self._follow_version(pointer)
+                self._follow_canary(pointer)
         except RegistryError as error:
             self._trouble = str(error)
             if pointer is not None:
                 self._refused = (pointer.version, time.monotonic() + RELOAD_S)
             log.error("not served: %s", error)
 
+    def _follow_version(self, pointer: Pointer) -> None:
+        if self._serving is not None and pointer.version == self._serving.version:
+            return
+        version, until = self._refused
+        if version == pointer.version and time.monotonic() < until:
+            return
+        self._before, self._serving = self._serving, self._load(pointer.version)
+        self._trouble = ""
+        self.telemetry.using(pointer.version, created=self.registry.manifest(pointer.version).created)
+
+    def _follow_canary(self, pointer: Pointer) -> None:
+        """Serve the pointer's canary to its share beside the version in use; withdraw it where it cannot be loaded."""
+        beside, version = self._beside, pointer.canary
+        if beside is not None and beside.serving.version != version:
+            beside = self._beside = None
+            self.telemetry.trying(0.0)
+        if version is None or (beside is not None and beside.share == pointer.share):
+            return
+        refused, until = self._refused_canary
+        if refused == version and time.monotonic() < until:
+            return
+        try:
+            serving = self._load(version) if beside is None else beside.serving
+        except PlurankError as error:
+            self._refused_canary = (version, time.monotonic() + RELOAD_S)
+            log.error("the canary is withdrawn: %s", error)
+            with suppress(PlurankError, OSError):  # another replica was first, or this one may not write there
+                self.registry.withdraw(who=self.telemetry.process, reasons=(str(error),), generation=pointer.generation)
+            return
+        self._beside = Beside(serving, pointer.share)
+        created = self.registry.manifest(serving.version).created
+        self.telemetry.trying(pointer.share, serving.version, created=created)
+
     def _load(self, version: str) -> Serving:
-        before = self._before
-        if before is not None and before.version == version:  # a rollback: it is still in memory
-            before.attach(self.catalogue)
-            return before
+        known = (self._before, None if self._beside is None else self._beside.serving)
+        for kept in known:
+            if kept is not None and kept.version == version:  # a rollback, or a canary that passed: still in memory
+                kept.attach(self.catalogue)
+                return kept
         found = self.registry.load(version)
         # what is known of the items' fields is the same in every version of one configuration
         using = None if self._serving is None else self._serving.pipeline.inference
@@ -291,6 +344,8 @@ class Replica:
                     self.catalogue.put(item)
         if changed.items and self._serving is not None:
             self._serving.attach(self.catalogue)
+        if changed.items and (beside := self._beside) is not None:
+            beside.serving.attach(self.catalogue)
         self._mark = changed.mark
 
     # -- ranking -----------------------------------------------------------------------------------------------
@@ -303,7 +358,7 @@ class Replica:
             RegistryError: 503, no version yet.
         """
         begun = time.perf_counter()
-        serving = self.serving
+        serving, arm = self.serving_of(message.user)
         evidence, missing = await self.evidence(message.user, message.evidence_token)
         read_ms = (time.perf_counter() - begun) * 1000
         now = int(self.clock() * 1000)
@@ -313,15 +368,16 @@ class Replica:
             slate = serving.pipeline.rank(request, evidence)
         # an empty slate, from a catalogue that holds nothing yet, is nothing to learn from
         if slate.items and not self.outbox.offer(
-            partial(_event, ranking, message, request, slate, self.settings.config.tenant)
+            partial(_event, ranking, message, request, slate, arm=arm, tenant=self.settings.config.tenant)
         ):
             missing = (*missing, "log")
         reason = self.reason(missing)
-        self.telemetry.slate_made(slate.timings_ms)
+        self.telemetry.slate_made(slate.timings_ms, arm)
         names = [objective.name for objective in serving.config.objectives]
         return RankAnswer(
             ranking=ranking,
             version=slate.version,
+            arm=arm,
             user=message.user,
             items=[
                 Ranked(
@@ -445,7 +501,13 @@ def seed_of(ranking: str) -> int:
 
 
 def _event(
-    ranking: str, message: RankRequest | RecommendRequest, request: Request, slate: Slate, tenant: str | None
+    ranking: str,
+    message: RankRequest | RecommendRequest,
+    request: Request,
+    slate: Slate,
+    *,
+    arm: str,
+    tenant: str | None,
 ) -> Ranking:
     """The served slate as the event that the learner reads."""
     inline = {item.id: item.fields for item in request.items or () if isinstance(item, Item)}
@@ -455,6 +517,7 @@ def _event(
         user=request.user,
         session=message.session,
         version=slate.version,
+        arm=arm,
         tenant=tenant,
         fields=_fields(request.fields),
         items=[

@@ -28,6 +28,7 @@ from ranker.fairness import GroupSums, Row
 from ranker.join import Joiner
 from ranker.spread import Period
 from ranker.tally import Floats, Label
+from streaming.canary import Watch
 from streaming.log import Address, Reader, Record
 
 GROUP = "plurank-monitor"
@@ -131,6 +132,7 @@ class _State(Struct, array_like=True):
     served: list[list[str]]
     period: bytes
     unput: list[tuple[str, int, bytes]]
+    trial: bytes = b""
 
 
 class Monitor:
@@ -143,6 +145,7 @@ class Monitor:
         settle_s: seconds between publications, at least.
         reader: opens the log.
         clock: wall time in seconds.
+        canary: watches over a canary on the same slates; without it they are only counted.
     """
 
     def __init__(
@@ -159,7 +162,9 @@ class Monitor:
         batch: int = 2000,
         reader: Callable[[Address], Source] = lambda address: Reader(address, group=GROUP),
         clock: Callable[[], float] = time.time,
+        canary: Watch | None = None,
     ) -> None:
+        self._canary = canary
         self.config, self.address, self.store = config, address, store
         self.joiner, self.sums = Joiner(config), GroupSums(config)
         self._path = folder / CHECKPOINT
@@ -219,6 +224,8 @@ class Monitor:
 
     def take(self, records: Sequence[Record], *, caught_up: bool = False) -> None:
         """Join these records and count the slates they close; what is no event, the profiles loop reports."""
+        if self._canary is not None:
+            self._canary.follow()
         examples = []
         for record in records:
             try:
@@ -227,6 +234,8 @@ class Monitor:
                 continue
             if isinstance(event, Forget):
                 self.sums.forget(event.user)
+                if self._canary is not None:
+                    self._canary.forget(event.user)
             examples += self.joiner.push(event, record.partition)
         if caught_up:  # quiet partitions close with the others
             examples += self.joiner.catch_up()
@@ -236,12 +245,16 @@ class Monitor:
                 user = example.user
                 self.sums.add(example, groups.of(user), self.joiner.catalogue, support=groups.support(user))
                 self._slates += 1
+                if self._canary is not None:
+                    self._canary.add(example, groups.of(user))
                 if example.version is not None and len(self._fresh) < VERSIONS:
                     self._fresh.add((fairness.arm_of(example), example.version))
         self._events += len(records)
 
     def settle(self) -> str:
         """Publish, keep, and then show; returns what stood in the way of showing, which is tried again next time."""
+        if self._canary is not None:
+            self._canary.judge(self.joiner.now)
         now = round(self._clock() * 1000)
         start = now // self._window_ms * self._window_ms
         if start != self._start:
@@ -335,6 +348,7 @@ class Monitor:
                 [list(pair) for pair in sorted(self._served)],
                 msgspec.json.encode(self._period),
                 [(name, start, value) for (name, start), value in sorted(self._unput.items())],
+                b"" if self._canary is None else self._canary.state(),
             )
         )
 
@@ -346,6 +360,8 @@ class Monitor:
             state = msgspec.msgpack.decode(self._path.read_bytes(), type=_State)
             self.joiner.load(state.joiner)
             self.sums.load(state.sums)
+            if self._canary is not None:
+                self._canary.load(state.trial)
         except (OSError, msgspec.MsgspecError, ConfigError) as error:
             raise CheckpointError(str(self._path), str(error), "move it away; the monitor then starts anew") from None
         self._log, self._offsets, self._covered = state.log, state.offsets, state.covered

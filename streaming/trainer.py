@@ -15,9 +15,11 @@ from threading import Event as Signal
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ranker import events
+from ranker.canary import CANARY
 from ranker.catalogue import Catalogue
 from ranker.config import Config
 from ranker.errors import CheckpointError, EventError, PromotionRefused, RegistryError
@@ -41,6 +43,8 @@ LOGS = 8
 RELIABILITY = 256
 #: slates that plurank did not serve, taken into the candidate's window per step
 OTHERS = 50
+#: places whose worth is followed; those beyond count as the last
+PLACES = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,11 +173,12 @@ class Trainer:
     ) -> None:
         self.config, self.source, self.registry = config, source, registry
         self.learner: Student = learner or Learner(config)
-        self.gate = gate or Gate(group=config.learning.minimum_group)
         self.pace, self._clock, self._initial = pace or Pace(), clock, initial
+        self.gate = gate or Gate(group=config.learning.minimum_group, full=self.pace.slates)
         self.joiner = Joiner(config, opening=True, pairs=True)
         self.candidate = Sums(config, window=self.pace.slates)
         self.current = Sums(config, window=self.pace.slates)
+        self._worth_PT = np.full((PLACES, len(config.objectives)), np.nan)
         self._progress, self._rate = Progress(config), Rate(clock)
         self._journal = Journal(Path(state) / "journal")
         self._checkpoints = Checkpoints(Path(state) / "checkpoints", keep=self.pace.keep)
@@ -300,19 +305,38 @@ class Trainer:
         )
         for ranking, foreseen in predictions.items():
             self.joiner.note(ranking, foreseen)
+        self._see_places(shown, predictions)
         closed = [example for example in examples if example.closing]
         for place, example in enumerate(closed):
             # a slate may open and close in one step
             known = predictions.get(example.ranking) or example.foreseen
+            if known is not None:  # by what its places are worth as known by now: both versions are judged alike
+                known = known._replace(worth_NT=self._worth(example, known))
             example = replace(example, foreseen=known)  # noqa: PLW2901
             self._progress.add(example, None if known is None else known.chances_NT)
             # slates of others tell only of catastrophes: the last few of a step will do
-            ours = example.served_NT is not None and example.version is not None
+            ours = example.served_NT is not None and example.version is not None and example.arm != CANARY
             groups = self.joiner.groups.of(example.user)
             if known is not None and (ours or place >= len(closed) - OTHERS):
                 self.candidate.add(example, known.chances_NT, groups, utility_N=known.utility_N)
             if example.served_NT is not None and ours:
                 self.current.add(example, example.served_NT, groups, utility_N=example.score_N)
+
+    def _see_places(self, shown: Sequence[Example], predictions: Mapping[str, Foreseen]) -> None:
+        """What each place is worth as of now: the mean over the step's new slates, kept where it says nothing new."""
+        if not shown:
+            return
+        place_R = np.concatenate([example.positions for example in shown])
+        worth_RT = np.concatenate([predictions[example.ranking].worth_NT for example in shown])
+        known_R = (place_R >= 0) & (place_R < PLACES)
+        count_P = np.bincount(place_R[known_R], minlength=PLACES)
+        total_PT = np.stack([np.bincount(place_R[known_R], worth_R[known_R], PLACES) for worth_R in worth_RT.T], 1)
+        self._worth_PT[count_P > 0] = total_PT[count_P > 0] / count_P[count_P > 0, None]
+
+    def _worth(self, example: Example, foreseen: Foreseen) -> NDArray[np.float32]:
+        place_N = np.minimum(example.positions, PLACES - 1)
+        now_NT = self._worth_PT[place_N]
+        return np.where((place_N >= 0)[:, None] & np.isfinite(now_NT), now_NT, foreseen.worth_NT).astype(np.float32)
 
     def _forget(self, user: str) -> None:
         for sums in (self.candidate, self.current):
@@ -339,7 +363,7 @@ class Trainer:
     # -- versions ----------------------------------------------------------------------------------------------
 
     def _publish(self) -> Iterator[Report]:
-        """Save a candidate, judge it, and have it served if the verdict passes."""
+        """Save a candidate, judge it, and have it served, or tried on a part of the users, if the verdict passes."""
         self._published = self._clock()
         pointer = self.registry.current()
         if (pointer is not None and (pointer.held or not self._learned)) or (pointer is None and not self._initial):
@@ -362,11 +386,18 @@ class Trainer:
             return
         self._learned = False
         verdict = self.gate.judge(self.candidate, None if pointer is None else self.current)
+        if pointer is not None and pointer.canary is not None and verdict.decision == "pass":
+            # another current version would begin the canary's comparison anew, again and again
+            verdict = Verdict("hold", (f"{pointer.canary} is tried as a canary", *verdict.reasons), verdict.measures)
         promoted = False
         try:
             generation = None if pointer is None else pointer.generation
-            self._base = self.registry.promote(version, verdict, generation=generation, who="trainer").version
-            promoted = True
+            if pointer is not None and self.config.canary.trials and verdict.decision == "pass":
+                share = self.config.canary.ladder[0]
+                self.registry.canary(version, share, who="trainer", generation=generation, verdict=verdict)
+            else:
+                self._base = self.registry.promote(version, verdict, generation=generation, who="trainer").version
+                promoted = True
         except PromotionRefused:
             pass
         except RegistryError as error:  # the pointer moved meanwhile: the next candidate is judged anew
@@ -428,6 +459,8 @@ class Trainer:
         self.joiner.load(found.parts["joiner"])
         self.candidate.load(found.parts["candidate"])
         self.current.load(found.parts["current"])
+        if worth := found.parts.get("worth"):
+            self._worth_PT = np.frombuffer(worth).reshape(self._worth_PT.shape).copy()
         self._step, self._log = found.step, found.log
         self._offsets = {log: dict(offsets) for log, offsets in found.offsets.items()}
         self.source.covered.update({log: dict(offsets) for log, offsets in found.offsets.items()})
@@ -448,6 +481,7 @@ class Trainer:
                     "joiner": self.joiner.state(),
                     "candidate": self.candidate.state(),
                     "current": self.current.state(),
+                    "worth": self._worth_PT.tobytes(),
                 },
                 facts={"base": self._base, "line": self._line},
             )

@@ -213,9 +213,9 @@ def test_a_canary_is_tried_on_a_share_grows_and_is_withdrawn_with_its_reasons(ke
     assert kept.canary(second, 0.05, who="ada").share == 0.05
     pointer = kept.canary(second, 0.2, who="monitor", verdict=HOLD)
     assert (pointer.version, pointer.canary, pointer.share) == (first, second, 0.2)
-    assert pointer.since == pointer.changed
+    assert pointer.since >= pointer.began > 0
     pointer = kept.withdraw(who="monitor", reasons=("clicks fell",), verdict=REFUSE)
-    assert (pointer.version, pointer.canary, pointer.share, pointer.since) == (first, None, 0.0, 0)
+    assert (pointer.version, pointer.canary, pointer.share, pointer.began, pointer.since) == (first, None, 0.0, 0, 0)
     assert [(d.action, d.version, d.reasons, d.measures) for d in kept.decisions()[1:]] == [
         ("canary", second, ("5% of the users",), {}),
         ("grow", second, ("20% of the users", "few slates"), {}),
