@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from ranker import tally
 from ranker.config import Config
 from ranker.inequality import WORST, inequality
-from ranker.metrics import resamples
 from ranker.tally import ALL, BETTER, OF_SLATES, Floats, Label
 
 LEVEL = 0.95
@@ -127,7 +126,7 @@ def period(
     gaps: list[Gap] = []
     unequal: list[Inequality] = []
     for arm, own in _arms(released):
-        counts_RU = np.concatenate([np.ones((1, own.people)), resamples(own.people, rounds, generator)])
+        counts_RU = np.concatenate([np.ones((1, own.people)), _draws(own.people, rounds, generator)])
         found: dict[str, dict[str, dict[str, Floats]]] = {}
         for label in sorted({label for labels in own.labels for label in labels}):
             mine = np.array([label in labels for labels in own.labels])
@@ -153,6 +152,12 @@ def period(
         gaps=gaps,
         inequality=unequal,
     )
+
+
+def _draws(people: int, rounds: int, generator: np.random.Generator) -> Floats:
+    """How often each person is drawn in each round: `metrics.resamples` by other draws, in half the time."""
+    drawn_RU = generator.integers(0, people, (rounds, people)) + people * np.arange(rounds)[:, None]
+    return np.bincount(drawn_RU.ravel(), minlength=rounds * people).reshape(rounds, people).astype(np.float64)
 
 
 def _arms(released: Mapping[tuple[Label, ...], Mapping[bytes, Floats]]) -> Iterator[tuple[str, _Arm]]:
