@@ -52,6 +52,12 @@ BENCHMARKS = {
         "of processor times.",
         quick=("--rounds", "50"),
     ),
+    "calibration": Benchmark(
+        title="The calibrated rerank alone",
+        about="500 candidates, 20 slots, 18 categories, one thread. `sort` is the peer: the same slate in the order of "
+        "utility.",
+        quick=("--rounds", "50"),
+    ),
     "retrieval": Benchmark(title="Retrieval", about="Candidates out of the index."),
     "http": Benchmark(
         title="Over HTTP: POST /v1/rank",

@@ -16,35 +16,16 @@ import numpy as np
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
-from scipy.special import xlogy
 
 from ranker.config import Calibration, Divergence
-from ranker.divergence import DIVERGENCES, attention, divergences, miscalibration, shares
+from ranker.divergence import miscalibration, shares
 from ranker.errors import RequestError
-from ranker.interests import HALF_LIFE_MS, effective_acts, population, profile, worth
-
-__all__ = [
-    "DIVERGENCES",
-    "HALF_LIFE_MS",
-    "Wish",
-    "attention",
-    "divergences",
-    "effective_acts",
-    "miscalibration",
-    "ordered",
-    "personal",
-    "population",
-    "profile",
-    "rerank",
-    "settled",
-    "shares",
-    "to_target",
-    "worth",
-]
 
 Floats = NDArray[np.floating]
 Array = NDArray[np.float64]
 
+#: makes 0 log 0 = 0, several times as fast as scipy's xlogy
+TINY = 1e-300
 #: lambda is solved for to within one step of this many
 STEPS = 64
 
@@ -347,5 +328,6 @@ def _terms(divergence: Divergence, p_C: Array) -> tuple[_Term, Array]:
 
 def _jensen_shannon(q: Array, p: Array | float, out: Array) -> None:
     both = p + q
-    np.subtract(xlogy(both, both / 2), xlogy(q, q), out=out)
-    out /= 2
+    both *= np.log(both / 2 + TINY)
+    both -= q * np.log(q + TINY)
+    np.divide(both, 2, out=out)

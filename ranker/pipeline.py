@@ -31,6 +31,7 @@ from ranker.events import MAX_ITEMS, Value
 from ranker.evidence import EMPTY, Evidence
 from ranker.exploration import Explorer
 from ranker.index import Among
+from ranker.interests import effective_acts, profile
 from ranker.summary import profiled
 from ranker.taste import Taste, fuse
 
@@ -315,7 +316,7 @@ class Pipeline:
         manner = calibration.settled(self.config.calibration, request.calibration)
         if not manner.personal:
             return manner
-        acts = calibration.effective_acts(
+        acts = effective_acts(
             self.inference.masked(evidence),
             self.catalogue,
             request.now,
@@ -504,7 +505,7 @@ class Pipeline:
         known, declared, bound = self.inference.masked(evidence), self.config.calibration, self.config.guard.drift
 
         def asked(half_life: float) -> NDArray[np.float64]:
-            return calibration.profile(
+            return profile(
                 known,
                 self.catalogue,
                 now,
@@ -519,7 +520,9 @@ class Pipeline:
         held_C = recent_C
         # fading moves shares by no more than the oldest act has faded
         if known.history and 1 - 0.5 ** (_span(known) / declared.half_life) > bound:
-            held_C, drift = guard.capped(recent_C, asked(math.inf)[: recent_C.size], bound)  # more may have come meanwhile
+            held_C, drift = guard.capped(
+                recent_C, asked(math.inf)[: recent_C.size], bound
+            )  # more may have come meanwhile
         words = evidence.words
         if not (words.likes or words.avoids):
             return held_C, recent_C, drift

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ranker.calibration import HALF_LIFE_MS, worth
 from ranker.config import Objective
 from ranker.evidence import Act, Evidence, Words
+from ranker.interests import HALF_LIFE_MS, worth
 from ranker.taste import Factor
 from ranker.vocabulary import KINDS, Phrase, Sign, Tags, Vocabulary
 
@@ -97,7 +97,7 @@ class Space(NamedTuple):
 def appraise(evidence: Evidence, objectives: Sequence[Objective], keep: int = 100) -> tuple[tuple[Act, ...], Array]:
     """The last acts, and what each says of its item: 1 liked, -1 not liked, 0 neither.
 
-    Liked is what `calibration.worth` values. Not liked is an act that fulfils an objective of negative weight, or whose
+    Liked is what `interests.worth` values. Not liked is an act that fulfils an objective of negative weight, or whose
     value falls short of the objective that reads it.
     """
     acts = evidence.history[-keep:]
