@@ -107,7 +107,13 @@ def _profiles(settings: Settings, stop: Flag) -> None:
     announced = Announced(telemetry, settings)
 
     def facts(report: ProfileReport) -> dict[str, Any]:
-        telemetry.folded(events=report.events, dead=report.rejected, lag=report.lag, delay_s=report.delay)
+        telemetry.folded(
+            events=report.events,
+            dead=report.rejected,
+            lag=report.lag,
+            delay_s=report.delay,
+            waiting=bool(report.trouble),
+        )
         return {"lag": report.lag, "rejected": report.rejected}
 
     try:
@@ -122,14 +128,21 @@ def _monitor(settings: Settings, stop: Flag) -> None:
     from streaming.canary import Watch
     from streaming.monitor import Monitor, MonitorReport
 
-    telemetry = MonitorTelemetry()
+    telemetry = MonitorTelemetry(weights={one.name: one.weight for one in settings.config.objectives})
     announced = Announced(telemetry, settings)
     slates = 0
 
     def facts(report: MonitorReport) -> dict[str, Any]:
         nonlocal slates
         slates += report.slates
-        telemetry.monitored(report.rows, events=report.events, lag=report.lag, withheld=report.withheld)
+        telemetry.monitored(
+            report.rows,
+            events=report.events,
+            lag=report.lag,
+            withheld=report.withheld,
+            period=report.period,
+            waiting=bool(report.trouble),
+        )
         return {"lag": report.lag, "slates": slates, "ndcg": ndcg_by_group(report.rows, settings.config)}
 
     try:
@@ -189,6 +202,7 @@ def _trainer(settings: Settings, stop: Flag) -> None:
             lag=report.lag,
             loss=report.losses,
             auc=report.served,
+            waiting=bool(reader.trouble),
         )
         if report.tastes is not None:
             telemetry.tasted(report.tastes)

@@ -50,6 +50,7 @@ class Source(Protocol):
     """What the monitor asks of a Reader."""
 
     covered: dict[str, dict[int, int]]
+    trouble: str
 
     @property
     def log(self) -> str:
@@ -208,9 +209,9 @@ class Monitor:
                     continue
                 self.take(records, caught_up=not records and reader.lag() == 0)
                 self._offsets = reader.positions()
-                trouble = ""
+                trouble = reader.trouble
                 if (now := time.monotonic()) >= due:
-                    trouble = self.settle()
+                    trouble = self.settle() or trouble
                     reader.commit(self._offsets)
                     due = time.monotonic() + max(self._settle_s, (time.monotonic() - now) / SHARE)
                 if trouble or (now := time.monotonic()) - told >= self._report_s:

@@ -34,6 +34,7 @@ class Log:
         self.records, self.name, self.then, self.batch = records, name, then, batch
         self.at = dict.fromkeys({record.partition for record in records} or {0}, 0)
         self.covered: dict[str, dict[int, int]] = {}
+        self.trouble = ""
         self.asked: list[dict[int, int]] = []
 
     @property
@@ -243,6 +244,12 @@ def test_windows_are_written_when_the_store_is_back(tmp_path):
     assert {start for name, start in kept.windows if name == "fairness"} == {60_000, 180_000}
     assert click(kept.windows["fairness", 60_000].rows).slates == 24
     assert kept.windows["fairness", 180_000].rows == []
+
+
+def test_a_log_that_does_not_answer_is_told_of_though_nothing_seems_to_wait(tmp_path):
+    log = Log([])
+    log.trouble = "event log: away"
+    assert {report.trouble for report in run(tmp_path, log, Kept())[:-1]} == {"event log: away"}
 
 
 def minutes(*starts: float):
