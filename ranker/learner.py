@@ -46,7 +46,7 @@ RETRIEVAL, AGREEMENT = 0.1, 0.02
 #: how far comparisons count beside the objectives, and the divergence of tastes beside the comparisons
 COMPARISON, DIVERGENCE = 0.5, 1e-3
 #: how far a teacher's margin counts beside the label
-DISTILLED = 1.0
+DISTILLED = 3.0
 #: names of a state that hold people's comparisons, and teachers
 RESERVOIR, TEACHER = "people.reservoir", "teacher."
 #: nats per axis that a taste may differ from the prior for nothing, so that it does not collapse onto it
@@ -170,6 +170,19 @@ class Learner:
         parts = at_place_RT, self._worth(out).where(~self._value_T, 1.0), utility_R
         ends = np.cumsum([len(example.items) for example in examples])[:-1]
         return [Foreseen(*some) for some in zip(*(np.split(part.numpy(), ends) for part in parts), strict=True)]
+
+    def foretell(self, examples: Sequence[Example], catalogue: Catalogue) -> NDArray[np.float64]:
+        """The margin of each comparison of the examples by the taste as it is read now, (P,)."""
+        examples = [example for example in examples if example.pairs]
+        if not examples:
+            return np.zeros(0)
+        self.model.eval()
+        population = Population.from_array(self.model.get_buffer("reliability").numpy())
+        with torch.no_grad():
+            found: NDArray[np.float64] = (
+                self.model(collate(examples, catalogue, self.encoder, population)).margin_P.double().numpy()
+            )
+        return found
 
     def _chances(self, logits_RT: Tensor) -> Tensor:
         values_RT = self.model.get_buffer("offset_T") + self.model.get_buffer("scale_T") * logits_RT
@@ -645,7 +658,9 @@ def _nothing(config: Config) -> StepReport:
     return StepReport(examples=0, rows=0, losses=losses, retrieval=float("nan"), norm=0.0, finite=True)
 
 
-def train(events: Iterable[Event], learner: Learner, joiner: Joiner, *, rows: int = 2048) -> Iterator[StepReport]:
+def train(
+    events: Iterable[Event], learner: Learner, joiner: Joiner, *, rows: int = 2048, people: People | None = None
+) -> Iterator[StepReport]:
     """Learn a log in its order, a step each time about `rows` rows became learnable; closes every slate at its end.
 
     The log is streamed, of any size. For several passes call it again with a new joiner and after
@@ -653,10 +668,11 @@ def train(events: Iterable[Event], learner: Learner, joiner: Joiner, *, rows: in
 
     Args:
         joiner: with `opening`, counts are as they were when a slate was shown, as they are in serving.
+        people: whose groups are balanced; by default as the joiner knows them at the time.
     """
     waiting: list[Example] = []
     count = 0
-    learner.know(joiner)
+    learner.know(people or joiner)
     for event in events:
         for example in joiner.push(event):
             waiting.append(example)

@@ -13,14 +13,17 @@ import sys
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from rich.console import Console
 
+from ranker.config import Method
 from ranker.errors import PlurankError, RequestError
 
 Handler = Callable[[argparse.Namespace, Console], Any]
+#: of `plurank models`
+ACTIONS = ("list", "show", "promote", "rollback", "release", "canary", "withdraw", "decisions")
 PARTS = ("service", "trainer", "profiles", "monitor")
 
 
@@ -102,7 +105,12 @@ def parser() -> argparse.ArgumentParser:
 
     train = command("train", _train, "train a version on event files, in time order")
     _events(train)
-    train.add_argument("--method", choices=("erm",), default="erm")
+    train.add_argument(
+        "--method",
+        choices=get_args(Method),
+        default="erm",
+        help="erm: one plain model (default); the others save the fair model if it harms no group on the last tenth",
+    )
     train.add_argument("--epochs", type=_count, default=1)
     train.add_argument("--registry", type=Path, metavar="DIR", help="where versions are kept (default: var/registry)")
     train.add_argument("--seed", type=int)
@@ -145,10 +153,14 @@ def parser() -> argparse.ArgumentParser:
         ask.add_argument("--url", help="address of the service (default: PLURANK_URL, else the configuration's)")
 
     models = command("models", _models, "list versions and say which one is served", parents=[place])
-    models.add_argument("action", choices=("list", "show", "promote", "rollback", "release"), nargs="?", default="list")
+    models.add_argument("action", choices=ACTIONS, nargs="?", default="list")
     models.add_argument("version", nargs="?")
     models.add_argument("--registry", type=Path, metavar="DIR")
     models.add_argument("--force", action="store_true", help="promote against the verdict; it is recorded")
+    models.add_argument(
+        "--share", type=float, metavar="S", help="of the users that a canary serves"
+    )
+    models.add_argument("--last", type=_count, metavar="N", help="how many decisions to list (default: all)")
 
     command("doctor", _doctor, "what is missing or misconfigured, and the mend", parents=[place])
     command("down", _down, "end the `up` that runs on this state", parents=[place])
@@ -230,7 +242,13 @@ def _train(args: argparse.Namespace, console: Console) -> Any:
     from services import offline
 
     return offline.train(
-        args.events, args.config, args.registry or Path("var/registry"), console, epochs=args.epochs, seed=args.seed
+        args.events,
+        args.config,
+        args.registry or Path("var/registry"),
+        console,
+        epochs=args.epochs,
+        seed=args.seed,
+        method=args.method,
     )
 
 
@@ -341,7 +359,7 @@ def _models(args: argparse.Namespace, console: Console) -> Any:
     from services import models
 
     root = args.registry or _settings(args).registry_dir
-    return models.models(root, args.action, args.version, console, force=args.force)
+    return models.models(root, args.action, args.version, console, force=args.force, share=args.share, last=args.last)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """`plurank train`, `evaluate` and `replay`: event files in, versions, tables and a fuller log out."""
 
 import getpass
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ from services.settings import Settings
 
 # what needs torch is imported where it is used: `up` reads logs and configurations by this file and stays small
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ranker.catalogue import Catalogue
     from ranker.heldout import Split
     from ranker.registry import Registry
 
@@ -86,8 +90,13 @@ def train(
     *,
     epochs: int = 1,
     seed: int | None = None,
+    method: str = "erm",
 ) -> dict[str, Any]:
-    """Train on event files in their order and save a version; it is served at once where none was served before."""
+    """Train on event files in their order and save a version; it is served at once where none was served before.
+
+    Args:
+        method: erm is the plain model; the others train a fair one beside it and save the better (ranker/fair.py).
+    """
     from ranker.registry import Registry
 
     rejected = Rejected()
@@ -95,7 +104,8 @@ def train(
     config = configuration_of(names, path, console)
     if seed is not None:
         config = msgspec.structs.replace(config, learning=msgspec.structs.replace(config.learning, seed=seed))
-    version, facts = first_version(config, log, Registry(registry), console, epochs=epochs, data=", ".join(names))
+    first = first_version if method == "erm" else partial(fair_version, method=method)
+    version, facts = first(config, log, Registry(registry), console, epochs=epochs, data=", ".join(names))
     rejected.say(console)
     return {"version": version, "registry": str(registry), "rejected": rejected.count, **facts}
 
@@ -119,8 +129,6 @@ def first_version(
     """
     from ranker.average import Average
     from ranker.counters import uncount
-    from ranker.gate import Verdict
-    from ranker.golden import Golden, made_up
     from ranker.join import Joiner
     from ranker.learner import Learner, train
 
@@ -157,15 +165,73 @@ def first_version(
     if not seen:
         raise DataError(data, "no events", "name a log that holds events")
     facts = {"data": data, "events": seen, "epochs": epochs, "items": len(joiner.catalogue), "skipped": skipped}
-    weights = average.weights(learner.weights())
-    golden = Golden.record(config, weights, joiner.catalogue, made_up(config, joiner.catalogue, joiner.now))
-    version = registry.save(weights, config, metrics={"training": facts}, golden=golden, parent=None)
+    version = _saved(
+        registry, config, average.weights(learner.weights()), joiner.catalogue, console, now=joiner.now, facts=facts
+    )
+    return version, facts
+
+
+def fair_version(
+    config: Config, log: Log, registry: "Registry", console: Console, *, epochs: int, data: str, method: str
+) -> tuple[str, dict[str, Any]]:
+    """Learn a plain model and one by `method`, tell how each group fares, and save whichever may be served.
+
+    Returns:
+        The version and what the training was; under "fairness" both models' held-out measures by group.
+    """
+    from ranker import fair
+
+    chosen = msgspec.structs.replace(config, fairness=msgspec.structs.replace(config.fairness, method=method))
+    with console.status("learning") as line:
+        found = fair.fit(chosen, log, passes=epochs, say=line.update)
+    table = Table("group", "measure", "users", "plain", method, "difference", title=f"held out: {data}")
+    for one in found.lines:
+        lead = f"{one.difference.mean:+.4f} [{one.difference.low:+.4f}, {one.difference.high:+.4f}]"
+        table.add_row(one.group, one.measure, str(one.users), f"{one.plain:.4f}", f"{one.fair:.4f}", lead)
+    if found.lines:
+        console.print(table)
+    served = method if found.fair else "plain"
+    console.print(f"the {served} model is saved: {found.reason}")
+    plain = [msgspec.to_builtins(one) for one in found.lines]
+    fairness = {"method": method, "saved": served, "reason": found.reason, "groups": plain}
+    facts: dict[str, Any] = {"data": data, "epochs": epochs, "items": len(found.catalogue), "fairness": fairness}
+    teachers = found.learner.teachers
+    version = _saved(
+        registry,
+        config,
+        found.learner.weights(),
+        found.catalogue,
+        console,
+        now=found.now,
+        facts=facts,
+        teachers=None if teachers is None else teachers.tensors(),
+    )
+    return version, facts
+
+
+def _saved(
+    registry: "Registry",
+    config: Config,
+    weights: "Mapping[str, Tensor]",
+    catalogue: "Catalogue",
+    console: Console,
+    *,
+    now: int,
+    facts: dict[str, Any],
+    teachers: "Mapping[str, Tensor] | None" = None,
+) -> str:
+    """Save a version that was trained here; it is served at once where nothing is served yet."""
+    from ranker.gate import Verdict
+    from ranker.golden import Golden, made_up
+
+    golden = Golden.record(config, weights, catalogue, made_up(config, catalogue, now))
+    version = registry.save(weights, config, metrics={"training": facts}, golden=golden, parent=None, teachers=teachers)
     if registry.current() is None:
         registry.promote(version, Verdict("pass", ("nothing was served before",)), who=f"{getpass.getuser()} (train)")
         console.print(f"saved and promoted {version}")
     else:
         console.print(f"saved {version}; `plurank models promote {version} --force` serves it")
-    return version, facts
+    return version
 
 
 def evaluate(

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -123,7 +124,7 @@ def test_where_only_one_group_has_rows_enough_all_count_as_in_plain_learning(met
 
 @pytest.mark.parametrize("method", ["reweight", "group-dro", "maxmin", "pareto"])
 def test_people_of_no_group_are_learned_bit_for_bit_as_in_plain_learning(method: Method) -> None:
-    plain, fair = learner("erm", 3, nowhere=True), learner(method, 3, nowhere=True)
+    plain, fair = learner("erm", 2, nowhere=True), learner(method, 2, nowhere=True)
     assert same(plain.weights(), fair.weights())
 
 
@@ -179,11 +180,12 @@ def test_a_teacher_reads_what_came_later_but_nothing_about_the_items_compared() 
     assert privileged(pair, None).evidence.history == pair.evidence.history
 
 
-def teachers(seed: int = 3) -> Teachers:
+@cache
+def teachers() -> Teachers:
     """Two models that were taught one group each, far enough to differ."""
     tensors = {}
     for name, rare in (("rare", 1.0), ("usual", 0.0)):
-        own = learner("erm", 25, seed=seed, rare=rare)
+        own = learner("erm", 12, seed=3, rare=rare)
         tensors |= named(name, own.weights())
     return Teachers(config(), tensors)
 
@@ -210,11 +212,11 @@ def test_each_group_is_told_its_own_teachers_margins_and_nobody_else_anything() 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_fair_learner_taken_up_from_its_state_goes_on_bit_for_bit(method: Method) -> None:
     own = catalogue(config())
-    whole = learner(method, 6)
+    whole = learner(method, 4)
     if method == "pareto":
         whole.teachers = teachers()
     draws = np.random.default_rng(9)
-    steps = [examples(draws, 48) for _ in range(4)]
+    steps = [examples(draws, 48) for _ in range(3)]
     whole.learn(steps[0], own)
     half = Learner(config(method))
     half.know(Known(Labels()))

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from rich.console import Console
 
 from ranker import events
@@ -116,3 +117,34 @@ def test_a_misspelt_configuration_is_refused_with_the_nearest_key(tmp_path: Path
     path.write_text('scail = "tiny"\n[[objectives]]\nname = "click"\nevent = "click"\n')
     with pytest.raises(ConfigError, match="did you mean 'scale'"):
         offline.configuration_of(["ml-100k"], path, quiet())
+
+
+def test_a_fair_method_tells_how_each_group_fares_and_saves_what_harms_none(tmp_path: Path) -> None:
+    log, settings = tmp_path / "graded.jsonl", tmp_path / "plurank.toml"
+    settings.write_text(
+        """
+groups = ["taste_group"]
+scale = "tiny"
+learning = { minimum_group = 3 }
+
+[[objectives]]
+name = "like"
+event = "like"
+graded = { event = "rate", at_least = 4 }
+"""
+    )
+    with log.open("wb") as out:
+        for event in Population(PEOPLE).events(ratings=12):
+            if isinstance(event, events.Interaction):
+                event = replace(event, type="rate", value=5.0 if event.type == "like" else 1.0)  # noqa: PLW2901
+            out.write(events.encode(event) + b"\n")
+    console = quiet()
+    found = offline.train([str(log)], settings, tmp_path / "registry", console, method="pareto")
+    registry, told = Registry(tmp_path / "registry"), console.file.getvalue()
+    assert "g0" in told
+    assert "accuracy" in told
+    saved = found["fairness"]["saved"]
+    assert f"the {saved} model is saved: pareto: " in told
+    assert (registry.teachers(found["version"]) is not None) is (saved == "pareto")
+    assert registry.load(found["version"]).config.fairness.method == "erm"
+    assert json.dumps(found["fairness"])
