@@ -103,7 +103,7 @@ def _share(thing: str, value: float) -> float:
 def personal(strength: float, acts: float, confidence: float) -> float:
     """A person's own lambda: `strength` as far as her profile is known, half of it at `confidence` effective acts.
 
-    Source: the idea of confidence-aware calibration (naghiaei2022confidence) and personal weights (dasilva2021); the
+    Source: the idea of confidence-aware calibration (naghiaei2022confidence) and personal weights (dasilva2021exploiting); the
     form, the reliability of a mean of n draws, is ours.
 
     Example:
