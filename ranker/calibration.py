@@ -103,8 +103,8 @@ def _share(thing: str, value: float) -> float:
 def personal(strength: float, acts: float, confidence: float) -> float:
     """A person's own lambda: `strength` as far as her profile is known, half of it at `confidence` effective acts.
 
-    Source: the idea of confidence-aware calibration (naghiaei2022confidence) and personal weights (dasilva2021exploiting); the
-    form, the reliability of a mean of n draws, is ours.
+    Source: the idea of confidence-aware calibration (naghiaei2022confidence) and of personal weights
+    (dasilva2021exploiting); the form, the reliability of a mean of n draws, is ours.
 
     Example:
         >>> [personal(0.6, acts, confidence=10.0) for acts in (0.0, 10.0)]

@@ -45,7 +45,7 @@ def divergences(
     q is smoothed to (1 - alpha) q + alpha p, so that under C_KL a missing category costs much but not infinitely much.
 
     Units: nats for "kl" (0 to -log alpha) and "jensen-shannon" (0 to log 2); Hellinger's distance lies in 0 to 1.
-    Source: Steck (2018), eqs. 4-5; lin1991divergence; hellinger1909neue; the other two for slates: dasilva2021exploiting.
+    Source: Steck (2018), eqs. 4-5; lin1991divergence; hellinger1909neue; for slates: dasilva2021exploiting.
     """
     p_C = np.asarray(target_C, np.float64)
     q_MC = (1 - smoothing) * np.asarray(shown_MC, np.float64) + smoothing * p_C
