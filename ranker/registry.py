@@ -406,6 +406,14 @@ class Registry:
             self._record(action, version, who, verdict=verdict, pointer=moved, reasons=reasons)
         return moved
 
+    def first_share(self, version: str) -> float:
+        """The share on which the version's own configuration begins a trial.
+
+        Raises:
+            RegistryError: there is no such version, or its manifest was changed.
+        """
+        return configuration.parse(self.manifest(version).config, source=f"{version}/{MANIFEST}").canary.ladder[0]
+
     def withdraw(
         self, *, who: str, reasons: tuple[str, ...] = (), generation: int | None = None, verdict: Verdict | None = None
     ) -> Pointer:

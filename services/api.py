@@ -31,6 +31,7 @@ from services.dialogue import (
     TasteAnswer,
 )
 from services.messages import (
+    CanaryRequest,
     FairnessAnswer,
     FeedbackAnswer,
     Health,
@@ -70,6 +71,7 @@ PATHS = (
     "/v1/models",
     "/v1/models/{version}/promote",
     "/v1/models/{version}/rollback",
+    "/v1/models/{version}/canary",
     "/v1/fairness",
     "/v1/schema",
     "/metrics",
@@ -82,6 +84,7 @@ _encode = msgspec.json.Encoder().encode
 _rank = msgspec.json.Decoder(RankRequest)
 _recommend = msgspec.json.Decoder(RecommendRequest)
 _promote = msgspec.json.Decoder(PromoteRequest)
+_canary = msgspec.json.Decoder(CanaryRequest)
 _answers = msgspec.json.Decoder(AnswersRequest)
 _summary = msgspec.json.Decoder(SummaryRequest)
 
@@ -155,6 +158,16 @@ def _routes(replica: Replica) -> list[Route]:
     async def rollback(request: Request) -> Response:
         """Serve this earlier version and hold it until a person promotes again."""
         return _json(await replica.versions.rollback(request.path_params["version"]))
+
+    async def canary(request: Request) -> Response:
+        """Try this version on a share of the users; the monitor grows the share, promotes or withdraws it."""
+        body = await _body(request, limit)
+        order = messages.read(body, _canary) if body.strip() else CanaryRequest()
+        return _json(await replica.versions.canary(request.path_params["version"], order))
+
+    async def withdraw(request: Request) -> Response:
+        """End the trial of this version: everybody is served the current one again."""
+        return _json(await replica.versions.withdraw(request.path_params["version"]))
 
     async def fairness(request: Request) -> Response:
         """Show how groups and people are served, with intervals, and what was decided on versions.
@@ -237,6 +250,25 @@ def _routes(replica: Replica) -> list[Route]:
             method="POST",
             path="/v1/models/{version}/rollback",
             handler=rollback,
+            tag="models",
+            scopes=("admin",),
+            gives=PointerAnswer,
+            errors=(404, 409),
+        ),
+        Route(
+            method="POST",
+            path="/v1/models/{version}/canary",
+            handler=canary,
+            tag="models",
+            scopes=("admin",),
+            takes=CanaryRequest,
+            gives=PointerAnswer,
+            errors=(400, 404, 409, 413, 422),
+        ),
+        Route(
+            method="DELETE",
+            path="/v1/models/{version}/canary",
+            handler=withdraw,
             tag="models",
             scopes=("admin",),
             gives=PointerAnswer,

@@ -180,11 +180,16 @@ class Problem(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ModelSummary(Struct, frozen=True, kw_only=True):
-    """One version: what it grew from, when, and the measures it was saved with."""
+    """One version: what it grew from, when, and the measures it was saved with.
+
+    `forced` was promoted against its verdict at some time.
+    """
 
     version: str
     current: bool
     previous: bool
+    canary: bool
+    forced: bool
     created: Annotated[int, Meta(description="ms since the epoch")]
     parent: str | None
     metrics: dict[str, Any]
@@ -197,6 +202,8 @@ class ModelsAnswer(Struct, frozen=True, kw_only=True):
     previous: str | None
     generation: int | None
     held: bool
+    canary: str | None
+    share: Annotated[float, Meta(description="Of the users, that the canary serves.")]
     serving: str | None
     versions: list[ModelSummary]
     decisions: list[dict[str, Any]]
@@ -211,6 +218,20 @@ class PromoteRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     ] = None
 
 
+Rung = Annotated[
+    float, Meta(gt=0, lt=1, description="Of the users; without it the first share of the version's own ladder.")
+]
+
+
+class CanaryRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Try a version on a share of the users, or change the share of the one that is tried."""
+
+    share: Rung | None = None
+    generation: Annotated[
+        int | None, Meta(description="Refuse if the pointer has moved past this generation meanwhile.")
+    ] = None
+
+
 class PointerAnswer(Struct, frozen=True, kw_only=True):
     """Where the pointer is now; replicas follow within a quarter of a second."""
 
@@ -218,6 +239,8 @@ class PointerAnswer(Struct, frozen=True, kw_only=True):
     previous: str | None
     generation: int
     held: bool
+    canary: str | None
+    share: float
 
 
 class FairnessAnswer(Struct, frozen=True, kw_only=True):

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from ranker.config import Config
@@ -16,8 +17,21 @@ from ranker.inference import Inference
 from ranker.registry import Registry
 
 
-def models(root: Path, action: str, version: str | None, console: Console, *, force: bool = False) -> Any:
+def models(
+    root: Path,
+    action: str,
+    version: str | None,
+    console: Console,
+    *,
+    force: bool = False,
+    share: float | None = None,
+    last: int | None = None,
+) -> Any:
     """One action on the registry under `root`; returns what `--json` prints.
+
+    Args:
+        share: of the users that a canary serves; the first of the version's own ladder unless given.
+        last: how many decisions are listed, all of them unless given.
 
     Raises:
         RegistryError: the version is missing or damaged, or may not be served.
@@ -28,7 +42,9 @@ def models(root: Path, action: str, version: str | None, console: Console, *, fo
     registry = Registry(root)
     if action == "list":
         return _list(registry, console)
-    if action in ("show", "promote") and version is None:
+    if action == "decisions":
+        return _decisions(registry, last, console)
+    if action in ("show", "promote", "canary") and version is None:
         raise RequestError("version", version, f"name one: plurank models {action} VERSION")
     if action == "show":
         return _show(registry, str(version), console)
@@ -37,10 +53,15 @@ def models(root: Path, action: str, version: str | None, console: Console, *, fo
         pointer = registry.promote(str(version), _verdict(registry, str(version)), force=force, who=who)
     elif action == "rollback":
         pointer = registry.rollback(who=who, to=version)
+    elif action == "canary":
+        pointer = registry.canary(str(version), share or registry.first_share(str(version)), who=who)
+    elif action == "withdraw":
+        pointer = registry.withdraw(who=who, reasons=("by hand",))
     else:
         pointer = registry.release(who=who)
     held = ", held until `plurank models release`" if pointer.held else ""
-    console.print(f"served now: {pointer.version} (generation {pointer.generation}{held})")
+    tried = f", {pointer.canary} to {pointer.share:.0%} of the users" if pointer.canary else ""
+    console.print(f"served now: {pointer.version}{tried} (generation {pointer.generation}{held})")
     return msgspec.to_builtins(pointer)
 
 
@@ -63,6 +84,8 @@ def _list(registry: Registry, console: Console) -> Any:
         if pointer is not None:
             state += ["served"] * (version == pointer.version) + ["previous"] * (version == pointer.previous)
             state += ["pinned"] * (version in pointer.pinned) + ["held"] * (pointer.held and version == pointer.version)
+            state += [f"canary {pointer.share:.0%}"] * (version == pointer.canary)
+        state += ["forced"] * bool(registry.forced(version))
         rows.append({"version": version, "created": manifest.created, "parent": manifest.parent, "state": state})
         rows[-1]["metrics"] = manifest.metrics
         parent = (manifest.parent or "").partition("-")[0]
@@ -71,9 +94,20 @@ def _list(registry: Registry, console: Console) -> Any:
     return {"versions": rows, "pointer": msgspec.to_builtins(pointer)}
 
 
+def _decisions(registry: Registry, last: int | None, console: Console) -> Any:
+    found = registry.decisions(last)
+    table = Table("when", "what", Column("version", min_width=18, no_wrap=True), "by", "verdict", "why")
+    for one in found:
+        row = _when(one.time), one.action, one.version, one.who, one.decision or "", "; ".join(one.reasons)
+        table.add_row(*map(escape, row))
+    console.print(table)
+    return {"decisions": [msgspec.to_builtins(one) for one in found]}
+
+
 def _show(registry: Registry, version: str, console: Console) -> Any:
     loaded = registry.load(version)
     found = msgspec.to_builtins(loaded.manifest)
+    found["forced"] = [msgspec.to_builtins(d) for d in registry.forced(version)]
     found["decisions"] = [msgspec.to_builtins(d) for d in registry.decisions() if d.version == version]
     console.print(f"{version}: sound; made {_when(loaded.manifest.created)} from {loaded.manifest.parent or 'nothing'}")
     table = Table("tensor", "shape", "numbers")

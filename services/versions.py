@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import msgspec
@@ -9,7 +10,7 @@ import msgspec
 from ranker.errors import NotFound, RegistryError
 from ranker.gate import Decision, Verdict
 from ranker.registry import Pointer, Registry
-from services.messages import ModelsAnswer, ModelSummary, PointerAnswer, PromoteRequest
+from services.messages import CanaryRequest, ModelsAnswer, ModelSummary, PointerAnswer, PromoteRequest
 
 
 class Versions:
@@ -39,6 +40,8 @@ class Versions:
                     version=version,
                     current=pointer is not None and pointer.version == version,
                     previous=pointer is not None and pointer.previous == version,
+                    canary=pointer is not None and pointer.canary == version,
+                    forced=bool(self._registry.forced(version)),
                     created=manifest.created,
                     parent=manifest.parent,
                     metrics=manifest.metrics,
@@ -49,6 +52,8 @@ class Versions:
             previous=None if pointer is None else pointer.previous,
             generation=None if pointer is None else pointer.generation,
             held=pointer is not None and pointer.held,
+            canary=None if pointer is None else pointer.canary,
+            share=0.0 if pointer is None else pointer.share,
             serving=self._serving(),
             versions=versions,
             decisions=[msgspec.to_builtins(decision) for decision in self._registry.decisions(20)],
@@ -79,6 +84,34 @@ class Versions:
         self._insist(version)
         return _pointer(await asyncio.to_thread(self._registry.rollback, who="api", to=version))
 
+    async def canary(self, version: str, order: CanaryRequest) -> PointerAnswer:
+        """Try this version on a share of the users.
+
+        Raises:
+            NotFound: there is no such version.
+            PromotionRefused: a rollback holds the pointer.
+            RegistryError: it is damaged or served already, another canary runs, or the pointer moved meanwhile.
+        """
+        self._insist(version)
+        return _pointer(await asyncio.to_thread(self._canary, version, order))
+
+    def _canary(self, version: str, order: CanaryRequest) -> Pointer:
+        share = order.share or self._registry.first_share(version)
+        return self._registry.canary(version, share, generation=order.generation, who="api")
+
+    async def withdraw(self, version: str) -> PointerAnswer:
+        """End the trial of this version.
+
+        Raises:
+            NotFound: it is not the canary.
+            RegistryError: the pointer moved meanwhile.
+        """
+        pointer = await asyncio.to_thread(self._registry.current)
+        if pointer is None or pointer.canary != version:
+            raise NotFound("canary", version, "GET /v1/models names the canary, if there is one")
+        ended = partial(self._registry.withdraw, who="api", reasons=("by hand",), generation=pointer.generation)
+        return _pointer(await asyncio.to_thread(ended))
+
     def _insist(self, version: str) -> None:
         if version not in self._registry.versions():
             raise NotFound("version", version, "GET /v1/models lists the versions there are")
@@ -93,5 +126,10 @@ class Versions:
 
 def _pointer(pointer: Pointer) -> PointerAnswer:
     return PointerAnswer(
-        version=pointer.version, previous=pointer.previous, generation=pointer.generation, held=pointer.held
+        version=pointer.version,
+        previous=pointer.previous,
+        generation=pointer.generation,
+        held=pointer.held,
+        canary=pointer.canary,
+        share=pointer.share,
     )

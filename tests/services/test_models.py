@@ -74,6 +74,28 @@ def test_a_version_that_nobody_judged_is_promoted_only_by_force_and_can_be_rolle
     back = models(trained, "rollback", None, quiet())
     assert (back["version"], back["held"]) == (first, True)
     assert models(trained, "release", None, quiet())["held"] is False
+    states = {row["version"]: row["state"] for row in models(trained, "list", None, quiet())["versions"]}
+    assert ("forced" in states[second], "forced" in states[first]) == (True, False)
+    (mark,) = models(trained, "show", second, quiet())["forced"]
+    assert mark["action"] == "force"
+
+
+def test_a_canary_is_listed_withdrawn_and_every_decision_kept(trained: Path) -> None:
+    first, second = Registry(trained).versions()
+    served = Registry(trained).current()
+    assert served is not None
+    tried = second if served.version == first else first
+    assert models(trained, "canary", tried, quiet(), share=0.25)["share"] == 0.25
+    console = quiet()
+    states = {row["version"]: row["state"] for row in models(trained, "list", None, console)["versions"]}
+    assert "canary 25%" in states[tried]
+    assert "canary 25%" in console.file.getvalue()
+    assert models(trained, "withdraw", None, quiet())["canary"] is None
+    found = models(trained, "decisions", None, quiet())["decisions"]
+    assert [one["action"] for one in found[-2:]] == ["canary", "withdraw"]
+    assert models(trained, "decisions", None, quiet(), last=1)["decisions"] == found[-1:]
+    with pytest.raises(RequestError, match="models canary VERSION"):
+        models(trained, "canary", None, quiet())
 
 
 def test_what_is_not_there_is_refused(trained: Path, tmp_path: Path) -> None:
