@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote_to_bytes
 
 import msgspec
@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ranker import events
-from ranker.errors import NotFound, PlurankError, RequestError
+from ranker.errors import AuthError, NotFound, PlurankError, RequestError
 from services import messages, openapi
 from services.dialogue import (
     AnswersAnswer,
@@ -51,6 +51,8 @@ from services.telemetry import CONTENT_TYPE
 
 #: a body over the limit is read and thrown away up to this many times the limit, so that its sender hears the answer
 DRAIN = 16
+
+Asked = TypeVar("Asked", RankRequest, RecommendRequest)
 
 #: characters of a user's id (ranker/events.py)
 MAX_ID = 512
@@ -129,11 +131,11 @@ def _routes(replica: Replica) -> list[Route]:
 
     async def rank(request: Request) -> Response:
         """Put the given items in order for a user."""
-        return _json(await replica.rank(messages.read(await _body(request, limit), _rank)))
+        return _json(await replica.rank(_permitted(messages.read(await _body(request, limit), _rank), request)))
 
     async def recommend(request: Request) -> Response:
         """Recommend items of the catalogue to a user."""
-        return _json(await replica.rank(messages.read(await _body(request, limit), _recommend)))
+        return _json(await replica.rank(_permitted(messages.read(await _body(request, limit), _recommend), request)))
 
     async def feedback(request: Request) -> Response:
         """Write events to the log: one event, a JSON array of events, or JSON lines.
@@ -463,6 +465,19 @@ def _endpoint(route: Route, replica: Replica) -> Handler:
             count(route.path, status, time.perf_counter() - begun)
 
     return endpoint
+
+
+def _permitted(message: Asked, request: Request) -> Asked:
+    """The message, unless it asks for what its sender may not.
+
+    Raises:
+        AuthError: 403, the guard is lifted without the admin scope.
+    """
+    if not message.guard and "admin" not in request.state.scopes:
+        error = AuthError("guard", message.guard, "leave it out, or send the token of the scope admin")
+        error.status = 403
+        raise error
+    return message
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -16,6 +16,7 @@ from msgspec import Meta, Struct
 from ranker.calibration import Wish
 from ranker.errors import PlurankError, RequestError
 from ranker.events import MAX_ITEMS, Field, Identifier, Value
+from ranker.guard import Intervention
 from ranker.registry import Decision
 from ranker.spread import Period
 from streaming.monitor import Window
@@ -53,12 +54,18 @@ EvidenceToken = Annotated[
 ]
 
 
+Guarded = Annotated[
+    bool, Meta(description="`false` lifts the echo-chamber guard's bounds for this request; needs the `admin` scope.")
+]
+
+
 class _Request(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     user: Identifier
     weights: Weights | None = None
     calibration: Strength | Personal | Wish | None = None
     pinned: Pinned = []
     excluded: Excluded = []
+    guard: Guarded = True
     explain: bool = False
     fields: Fields = {}
     session: Identifier | None = None
@@ -134,6 +141,9 @@ class RankAnswer(Struct, frozen=True, kw_only=True):
         Meta(description="How far the slate's interests are from the user's (C_KL); null without a history."),
     ]
     removed: list[Removed]
+    interventions: Annotated[
+        list[Intervention], Meta(description="What the echo-chamber guard changed, why and by how much.")
+    ]
     timings_ms: dict[str, float]
     weights: dict[str, float] | None = None
     miscalibration_before: Annotated[
@@ -143,6 +153,10 @@ class RankAnswer(Struct, frozen=True, kw_only=True):
         float | None, Meta(description="The same, each place weighed by how much it is looked at: 1 / log2(place + 2).")
     ] = None
     strength: Annotated[float | None, Meta(description="Lambda of the calibrated rerank, as used.")] = None
+    sycophancy_gap: Annotated[
+        float | None,
+        Meta(description="How much likelier this user is to prefer the slate's items than somebody unknown; -1 to 1."),
+    ] = None
     profile: dict[str, float] | None = None
 
 

@@ -282,6 +282,10 @@ class Replica:
         self._before, self._serving = self._serving, self._load(pointer.version)
         self._trouble = ""
         self.telemetry.using(pointer.version, created=self.registry.manifest(pointer.version).created)
+        self.telemetry.examined(self._serving.pipeline.inference.curves())
+        recall = self._serving.pipeline.inference.recall(self.settings.config.serving.candidates)
+        if recall is not None:
+            self.telemetry.recalled(recall)
 
     def _follow_canary(self, pointer: Pointer) -> None:
         """Serve the pointer's canary to its share beside the version in use; withdraw it where it cannot be loaded."""
@@ -372,7 +376,7 @@ class Replica:
         ):
             missing = (*missing, "log")
         reason = self.reason(missing)
-        self.telemetry.slate_made(slate.timings_ms, arm)
+        self.telemetry.slate_made(slate.timings_ms, arm, [one.kind for one in slate.interventions])
         names = [objective.name for objective in serving.config.objectives]
         return RankAnswer(
             ranking=ranking,
@@ -397,9 +401,13 @@ class Replica:
             evidence=slate.evidence,
             miscalibration=slate.miscalibration,
             removed=[Removed(*removed) for removed in slate.removed],
+            interventions=list(slate.interventions),
             timings_ms={"evidence": read_ms, **slate.timings_ms, "total": (time.perf_counter() - begun) * 1000},
             weights=slate.weights if message.explain else None,
             miscalibration_before=slate.miscalibration_before if message.explain else None,
+            exposure_miscalibration=slate.exposure_miscalibration if message.explain else None,
+            strength=slate.strength if message.explain else None,
+            sycophancy_gap=slate.sycophancy_gap if message.explain else None,
             profile=slate.profile,
         )
 
@@ -422,6 +430,8 @@ class Replica:
             limit=message.limit,
             weights=message.weights,
             calibration=message.calibration,
+            pinned=message.pinned,
+            excluded=message.excluded,
             fields=named(message.fields),
             now=now,
             explain=message.explain,
@@ -429,6 +439,7 @@ class Replica:
             exclude_seen=exclude_seen,
             categories=categories,
             fresh_since=fresh_since,
+            guard=message.guard,
         )
 
     async def evidence(self, user: str, token: str | None) -> tuple[Evidence, tuple[str, ...]]:

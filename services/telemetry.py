@@ -133,6 +133,7 @@ class ApiTelemetry(Telemetry):
         self._waiting = self._gauge("plurank_waiting_slates", "Served slates that the log does not have yet")
         self._arms = self._counter("plurank_arm_slates_total", "Slates made by arm: current or canary", "arm")
         self._share = self._gauge("plurank_canary_share_ratio", "Share of the users that a canary serves; 0 without")
+        self._recall = self._gauge("plurank_index_recall_ratio", "Share of the best by fresh vectors that are found")
 
     def request_served(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
@@ -180,6 +181,10 @@ class ApiTelemetry(Telemetry):
         """Say which version this replica serves now, and count the swap."""
         super().using(version, arm=arm, created=created)
         self._swaps.inc()
+
+    def recalled(self, recall: float) -> None:
+        """Show what the index of a large catalogue, which is older than the version, finds of the version's best."""
+        self._recall.set(recall)
 
     def examined(self, curves: Mapping[str, Iterable[float]]) -> None:
         """Show the examination curve of each biased objective, first place first, in place of those before."""

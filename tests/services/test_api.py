@@ -107,6 +107,40 @@ def test_explain_says_more(service: Service) -> None:
     assert (body["weights"]["click"], body["weights"]["like"]) == (1.0, -1.0)
     assert body["items"][0]["interests"]
     assert body["evidence"]["history"] == 1
+    assert body["strength"] == 1
+    assert body["exposure_miscalibration"] >= 0
+
+
+def test_only_an_admin_lifts_the_guard(service: Service) -> None:
+    for path, body in (("/v1/rank", RANK), ("/v1/recommend", {"user": "ann"})):
+        plain = service.call("POST", path, {**body, "explain": True}, scope="rank").json()
+        assert plain["interventions"] == []
+        assert plain["sycophancy_gap"] == 0  # nothing is known of her
+        refused = service.call("POST", path, {**body, "guard": False}, scope="rank")
+        assert refused.status_code == 403
+        assert (refused.json()["thing"], "admin" in refused.json()["remedy"]) == ("guard", True)
+        lifted = service.call("POST", path, {**body, "guard": False, "explain": True}, scope="admin").json()
+        assert lifted["sycophancy_gap"] is None
+
+
+def test_what_the_guard_did_is_in_the_answer_and_counted(service: Service) -> None:
+    long_ago = NOW_MS - 200 * 86_400_000
+    for sent in (click(1, item="i0", timestamp=long_ago), click(2, item="i1")):
+        service.log.append(events.decode(msgspec.json.encode(sent)))
+    (drift,) = service.call("POST", "/v1/rank", RANK).json()["interventions"]
+    assert drift["kind"] == "drift"
+    assert drift["numbers"]["distance_after"] == drift["numbers"]["bound"] < drift["numbers"]["distance_before"]
+    counted = service.replica.telemetry.text()
+    assert 'plurank_guard_interventions_total{kind="drift"} 1.0' in counted
+
+
+def test_pinned_items_stand_first_and_excluded_ones_nowhere(service: Service) -> None:
+    pinned, excluded = IDS[-1], IDS[0]
+    asked = {"pinned": [pinned], "excluded": [excluded], "calibration": {"target": 0.2, "order": 0.5}}
+    for path, body in (("/v1/rank", RANK), ("/v1/recommend", {"user": "ann"})):
+        items = service.call("POST", path, {**body, **asked}).json()["items"]
+        assert (items[0]["id"], items[0]["propensity"]) == (pinned, 1.0)
+        assert excluded not in [item["id"] for item in items]
 
 
 def test_a_replica_takes_up_new_items(service: Service) -> None:
@@ -136,6 +170,9 @@ BAD = {
     "10,001 candidates": ({"user": "ann", "items": [f"x{n}" for n in range(10_001)]}, 422, "items"),
     "an unknown objective": ({**RANK, "weights": {"clik": 1}}, 422, "weights"),
     "a lambda over one": ({**RANK, "calibration": 1.5}, 422, "calibration"),
+    "two lambdas": ({**RANK, "calibration": {"target": 0.1, "personal": True}}, 422, "calibration.target"),
+    "a pin that is no candidate": ({**RANK, "pinned": ["zz"]}, 422, "pinned"),
+    "a pin that is excluded": ({**RANK, "pinned": ["i0"], "excluded": ["i0"]}, 422, "pinned"),
     "a limit of zero": ({**RANK, "limit": 0}, 422, "limit"),
     "a misspelt key": ({**RANK, "limits": 5}, 422, "body"),
     "a foreign evidence token": ({**RANK, "evidence_token": "AAAA"}, 422, "evidence_token"),
