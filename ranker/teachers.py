@@ -83,5 +83,5 @@ class Teachers:
 
 
 def named(name: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A model's weights as those of the teacher of this group."""
-    return {f"{key}@{name}": tensor for key, tensor in weights.items() if not key.startswith(LEFT_OUT)}
+    """A copy of a model's weights as those of the teacher of this group."""
+    return {f"{key}@{name}": tensor.clone() for key, tensor in weights.items() if not key.startswith(LEFT_OUT)}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ranker import events
+from ranker.balance import People
 from ranker.canary import CANARY
 from ranker.catalogue import Catalogue
 from ranker.config import Config
@@ -28,7 +29,7 @@ from ranker.evidence import Answer
 from ranker.gate import Gate, Sums, Verdict
 from ranker.golden import Golden, made_up
 from ranker.join import Example, Joiner
-from ranker.learner import Learner, StepReport
+from ranker.learner import TEACHER, Learner, StepReport
 from ranker.registry import Registry
 from ranker.report import TasteReport
 from ranker.slates import Foreseen
@@ -143,6 +144,14 @@ class Student(Protocol):
         """Go on from a state."""
         ...
 
+    def know(self, people: People) -> None:
+        """Balance the groups of these people, where the configuration says so."""
+        ...
+
+    def forget(self, user: str) -> None:
+        """Drop what is kept of a person's examples."""
+        ...
+
 
 class Trainer:
     """The loop from the log to versions in the registry.
@@ -176,6 +185,7 @@ class Trainer:
         self.pace, self._clock, self._initial = pace or Pace(), clock, initial
         self.gate = gate or Gate(group=config.learning.minimum_group, full=self.pace.slates)
         self.joiner = Joiner(config, opening=True, pairs=True)
+        self.learner.know(self.joiner)
         self.candidate = Sums(config, window=self.pace.slates)
         self.current = Sums(config, window=self.pace.slates)
         self._worth_PT = np.full((PLACES, len(config.objectives)), np.nan)
@@ -330,7 +340,7 @@ class Trainer:
         worth_RT = np.concatenate([predictions[example.ranking].worth_NT for example in shown])
         known_R = (place_R >= 0) & (place_R < PLACES)
         count_P = np.bincount(place_R[known_R], minlength=PLACES)
-        total_PT = np.stack([np.bincount(place_R[known_R], worth_R[known_R], PLACES) for worth_R in worth_RT.T], 1)
+        total_PT = np.stack([np.bincount(place_R[known_R], worth_T[known_R], PLACES) for worth_T in worth_RT.T], 1)
         self._worth_PT[count_P > 0] = total_PT[count_P > 0] / count_P[count_P > 0, None]
 
     def _worth(self, example: Example, foreseen: Foreseen) -> NDArray[np.float32]:
@@ -339,6 +349,7 @@ class Trainer:
         return np.where((place_N >= 0)[:, None] & np.isfinite(now_NT), now_NT, foreseen.worth_NT).astype(np.float32)
 
     def _forget(self, user: str) -> None:
+        self.learner.forget(user)
         for sums in (self.candidate, self.current):
             for ranking in [name for name, judged in sums.slates.items() if judged.user == user]:
                 del sums.slates[ranking]
@@ -370,7 +381,9 @@ class Trainer:
             return
         report = self._report()
         weights, catalogue = self.learner.weights(), self.joiner.catalogue
-        rest = {name: value for name, value in self.learner.state().items() if not name.startswith("model.")}
+        state = self.learner.state()
+        rest = {name: value for name, value in state.items() if not name.startswith(("model.", "people.", TEACHER))}
+        teachers = {name[len(TEACHER) :]: value for name, value in state.items() if name.startswith(TEACHER)}
         try:
             version = self.registry.save(
                 weights,
@@ -380,6 +393,7 @@ class Trainer:
                 parent=self._base,
                 index_epoch=self.registry.epoch(self._base, self.config.retrieval.epoch),
                 state=rest,
+                teachers=teachers,
             )
         except RegistryError as error:
             yield replace(report, notices=(*report.notices, str(error)))
@@ -417,8 +431,9 @@ class Trainer:
         version = self.registry.load(pointer.version)
         # what a version ships besides its weights is missing where it was trained elsewhere: then the learner's own
         rest = self.registry.state(pointer.version) or {
-            name: value for name, value in self.learner.state().items() if not name.startswith("adam.")
+            name: value for name, value in self.learner.state().items() if not name.startswith(("adam.", TEACHER))
         }
+        rest |= {f"{TEACHER}{name}": value for name, value in (self.registry.teachers(pointer.version) or {}).items()}
         self.learner.load({**rest, **{f"model.{name}": value for name, value in version.weights.items()}})
         self._base, self._line = version.id, token_hex(8)
         self._learned = False
