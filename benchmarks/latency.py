@@ -21,9 +21,10 @@ from rich.table import Table
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from ranker import config as declared
+from ranker import guard
 from ranker.calibration import rerank
 from ranker.catalogue import Catalogue, Item
-from ranker.config import Config, FieldKinds
+from ranker.config import Config, FieldKinds, Guard
 from ranker.events import Value
 from ranker.evidence import Act, Answer, Evidence
 from ranker.features import AGES, SIZES
@@ -134,6 +135,23 @@ def bench(config: Config, rounds: int) -> list[dict[str, Any]]:
     utility_N, target_C = draw.random(500).astype(np.float32), draw.dirichlet(np.ones(CATEGORIES))
     spent, _ = measure(lambda _: rerank(utility_N, interests_NC, target_C, slots=20, strength=0.5), rounds)
     rows.append({"arm": "rerank alone: 500 candidates, 20 slots, 18 categories", **spent})
+    order_S = rerank(utility_N, interests_NC, target_C, slots=20, strength=0.5)
+    judged = guard.Candidates(
+        ids=[f"i{n}" for n in range(500)],
+        personal_N=utility_N,
+        population_N=draw.random(500).astype(np.float32),
+        interests_NC=interests_NC,
+    )
+    for name, policy in (
+        ("nothing to do", Guard(gap=1.0, novelty=0.0)),
+        ("blends and puts new items in", Guard(gap=0.1, novelty=0.3)),
+    ):
+
+        def protect(_: int, policy: Guard = policy) -> guard.Guarded:
+            return guard.protect(policy, order_S, utility_N, judged, target_C=target_C, window=20)
+
+        spent, _ = measure(protect, rounds)
+        rows.append({"arm": f"guard alone: 500 candidates, 20 places, {name}", **spent})
     return rows
 
 
