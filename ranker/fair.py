@@ -184,7 +184,7 @@ class Sorted(Labels):
         return {self.name: self.side[user]} if user in self.side else {}
 
 
-def sort_people(plain: Learner, log: Log, people: Known, say: Say) -> Sorted:
+def sort_people(plain: Learner, log: Log, people: Known, label: str, say: Say) -> Sorted:
     """Hard EM over two models (maxmin, chakraborty2024maxmin): each person to the model of lower loss, each refit.
 
     It begins with the half of lower and of higher preference support, or by names where that is not discovered.
@@ -205,7 +205,7 @@ def sort_people(plain: Learner, log: Log, people: Known, say: Say) -> Sorted:
             losses[name] = _losses(teacher(plain, log, Known(groups), own.__contains__), log)
         heard = losses["low"].keys() & losses["high"].keys()
         side |= {user: "low" if losses["low"][user] < losses["high"][user] else "high" for user in heard}
-    return Sorted(str(plain.config.balanced_field), side)
+    return Sorted(label, side)
 
 
 def _losses(learner: Learner, log: Log) -> dict[str, float]:
@@ -386,7 +386,7 @@ def _fair(
     method, label = config.fairness.method, str(config.balanced_field)
     tensors: dict[str, torch.Tensor] = {}
     if method == "maxmin":
-        people = Known(sort_people(plain, log, people, say), people.evidence)
+        people = Known(sort_people(plain, log, people, label, say), people.evidence)
     elif method == "self-distil":
         tensors = named(EVERYBODY, plain.weights())
     elif method == "pareto":

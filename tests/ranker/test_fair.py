@@ -144,7 +144,7 @@ def test_people_are_judged_by_their_group_as_known_before_and_by_every_row_once(
 
 
 def test_two_models_sort_people_by_which_explains_them_better(plain: tuple[Learner, Known]) -> None:
-    found = fair.sort_people(plain[0], log, plain[1], lambda _: None)
+    found = fair.sort_people(plain[0], log, plain[1], "taste_group", lambda _: None)
     sides = np.array([found.of(user).get("taste_group") for user in plain[1].evidence])
     assert set(sides.tolist()) == {"low", "high"}
     assert found.of("nobody") == {}
