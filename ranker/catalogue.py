@@ -4,7 +4,6 @@ Each item keeps its latest fields and the time it was first seen, so that its ag
 log has no item events. Rows are stable: an item keeps its row for the life of the catalogue.
 """
 
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -51,8 +50,8 @@ class Catalogue:
         self.categories: list[str] = []
         self._columns: dict[str, int] = {}
         self._interests = np.zeros((64, 8), np.float32)
-        self._members: list[array[int]] = []
-        self._left: set[int] = set()
+        self._members: list[_Rows] = []
+        self._left: list[set[int]] = []
 
     def __len__(self) -> int:
         return len(self.items)
@@ -65,6 +64,7 @@ class Catalogue:
     def put(self, item: Item) -> int:
         """Add or replace the item; returns its row."""
         row = self.rows.get(item.id)
+        replaced = row is not None
         if row is None:
             row = len(self.items)
             self.rows[item.id] = row
@@ -73,7 +73,6 @@ class Catalogue:
                 self._interests = np.pad(self._interests, ((0, row), (0, 0)))
         else:
             self.items[row] = item
-            self._left.update(np.flatnonzero(self._interests[row]).tolist())
         named = shared_categories(item.fields, self._interest)
         for category in named:
             if category not in self._columns:
@@ -81,11 +80,20 @@ class Catalogue:
                 self.categories.append(category)
         columns = [self._columns[category] for category in named]
         while len(self._members) < len(self.categories):
-            self._members.append(array("i"))
+            self._members.append(_Rows())
+            self._left.append(set())
+        before = set(np.flatnonzero(self._interests[row]).tolist()) if replaced else set()
+        for column in before.difference(columns):
+            self._left[column].add(row)
         for column in columns:
             if column >= self._interests.shape[1]:
                 self._interests = np.pad(self._interests, ((0, 0), (0, column)))
-            self._members[column].append(row)
+            if column in before:
+                continue
+            if row in self._left[column]:
+                self._left[column].discard(row)
+            else:
+                self._members[column].append(row)
         self._interests[row] = 0
         if columns:
             self._interests[row, columns] = list(named.values())
@@ -128,17 +136,14 @@ class Catalogue:
             >>> row = catalogue.put(Item("i0", {"tag": "farce"}))
             >>> catalogue.members(0).tolist(), catalogue.members(1).tolist()
             ([2], [1, 0])
+            >>> row = catalogue.put(Item("i0", {"tag": "noir"}))
+            >>> catalogue.members(0).tolist(), catalogue.members(1).tolist()
+            ([0, 2], [1])
         """
         if column >= len(self._members):
             return np.zeros(0, np.int32)
-        found = np.array(self._members[column], np.int32)
-        if column not in self._left:
-            return found
-        # an item that was replaced may have left, or stand here twice
-        found = np.unique(found[self._interests[found, column] > 0])
-        self._members[column] = array("i", found.tobytes())
-        self._left.discard(column)
-        return found
+        found = self._members[column].read()
+        return found[self._interests[found, column] > 0] if self._left[column] else found
 
     @property
     def interests_NC(self) -> NDArray[np.float32]:
@@ -153,6 +158,23 @@ class Catalogue:
                 shares[self._columns[category]] = share
         total = shares.sum()
         return shares / total if total > 0 else shares
+
+
+class _Rows:
+    """Rows end to end; what was read stays as it is while others are added."""
+
+    def __init__(self) -> None:
+        self._rows, self._count = np.zeros(8, np.int32), 0
+
+    def append(self, row: int) -> None:
+        if self._count == len(self._rows):
+            self._rows = np.concatenate([self._rows, np.zeros_like(self._rows)])
+        self._rows[self._count] = row
+        self._count += 1
+
+    def read(self) -> NDArray[np.int32]:
+        count = self._count  # before the rows: these only grow
+        return self._rows[:count]
 
 
 def shared_categories(fields: Mapping[str, Value], interests: str | tuple[str, ...] | None) -> dict[str, float]:

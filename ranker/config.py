@@ -123,9 +123,9 @@ class Guard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """
 
     on: bool = True
-    gap: Share = 0.25
-    drift: Share = 0.2
-    novelty: Share = 0.1
+    gap: Share = 0.15
+    drift: Share = 0.1
+    novelty: Share = 0.2
     dominant: Annotated[float, Meta(gt=0, le=1)] = 0.8
 
 
@@ -151,9 +151,9 @@ class Retrieval(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         epoch: above 100,000 items so many versions share one index before it is built anew (ranker/epoch.py).
     """
 
-    share: Share = 0.5
+    share: Share = 0.7
     tastes: bool = True
-    epoch: Annotated[int, Meta(ge=1)] = 120
+    epoch: Annotated[int, Meta(ge=1)] = 24
 
 
 class Canary(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

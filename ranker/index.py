@@ -23,6 +23,8 @@ from ranker.clusters import Lists, clustered, one_list
 FLAT = 100_000
 #: the share of the items that are allowed which a search of lists reads
 SHARE = 0.05
+#: and how many times what is asked for, of what is allowed: lists do not know the filter
+DEPTH = 8
 #: so few allowed items are looked at one by one
 FEW = 4096
 #: from so many scores on the best are sought among those above a sampled threshold
@@ -146,7 +148,9 @@ class Index:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
         if among is not None and len(among.rows) <= FEW:
             return self.best(among.rows, query_X, count)
-        needed = max(count, round(share * (len(self) if among is None else len(among.rows))))
+        needed = max(count, round(share * len(self)))
+        if among is not None:
+            needed = max(DEPTH * count, round(share * len(among.rows)))
         probes = max(1, round(share * len(self.lists)))
         while True:
             rows, scores, enough = self._scan(query_X, probes, among, needed)

@@ -41,6 +41,8 @@ from ranker.vocabulary import Tags, Vocabulary
 CACHED_ITEMS = FLAT
 #: rows of a larger catalogue that stand for it where a mean over the items is meant
 SAMPLE = 65_536
+#: a larger catalogue's tags and means are made anew when it has grown by more than this share
+GROWN = 0.01
 CHUNK = 16_384
 #: from so many hidden units of all experts together bfloat16 pays: 1,024 units, 256 inputs, 500 rows on one core with
 #: AMX took 0.3 ms against 1.8; 256 units, 128 inputs saved 0.1 ms, not worth the digits
@@ -263,6 +265,11 @@ class Inference:
         if changes == known and catalogue is self._catalogue and not self._side.whole:
             return
         self._changes = changes
+        side, told = self._side, 0 if self.vocabulary is None else self.vocabulary.tags.items
+        few = len(items) - told <= GROWN * len(items)
+        if few and catalogue is self._catalogue and not side.whole:  # means over the catalogue stay what they are
+            self._side = replace(side, seen=items, born_N=self.epoch.born_N)
+            return
         rows_S = np.unique(np.linspace(0, len(items) - 1, SAMPLE).astype(np.int64))
         base_SX = tell(rows_S).vectors_NX
         if self.vocabulary is None or self.vocabulary.catalogue is not catalogue:
@@ -270,7 +277,8 @@ class Inference:
             self.vocabulary = shared or Vocabulary(self.config, catalogue)
         # the counts are as of the epoch: telling a million items' tags by them anew is for an epoch, not for a version
         known_N = self.epoch.shown_N
-        self.vocabulary.update(known_N if begun and known_N.any() else None)
+        if begun or self.vocabulary.tags.items < (1 - GROWN) * len(items):
+            self.vocabulary.update(known_N if begun and known_N.any() else None)
         tags = self.vocabulary.tags
         space = Space.of(tags.directions(base_SX[:, :-1], rows_S), self.prior)
         empty = self._empty(whole=False)
@@ -499,6 +507,10 @@ class Inference:
         )
         # another version that shares the index may know newer items
         return drawn if side.whole else drawn._replace(rows=drawn.rows[drawn.rows < len(side.seen)])
+
+    def recall(self, count: int) -> float | None:
+        """What the shared index of a large catalogue finds of these weights' best; None where nothing is shared."""
+        return None if self._side.whole else self.epoch.recall(self.tell, count)
 
     def fresh(self, since: int) -> NDArray[np.bool_]:
         """Which attached rows were first seen at this time (ms) or later."""

@@ -1,4 +1,6 @@
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ranker.catalogue import Catalogue, Item
 from ranker.config import parse
@@ -72,3 +74,14 @@ def test_several_fields_hold_interests_in_equal_parts_each_under_its_own_name() 
     assert catalogue.categories == ["genres=war", "genres=noir", "era=40s"]
     assert catalogue.interests_NC.tolist() == [[0.25, 0.25, 0.5], [1, 0, 0]]
     assert catalogue.interests_of({"era": "40s", "genres": ["unheard"]}).tolist() == [0, 0, 1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.sets(st.sampled_from("abcd"), max_size=3)), max_size=30))
+def test_members_are_the_rows_with_a_share_whatever_was_replaced(puts):
+    catalogue = Catalogue(CONFIG)
+    for item, genres in puts:
+        catalogue.put(Item(f"i{item}", {"genres": sorted(genres)}))
+        for column in range(len(catalogue.categories)):
+            wanted = np.flatnonzero(catalogue.interests_NC[:, column] > 0)
+            assert sorted(catalogue.members(column).tolist()) == wanted.tolist()
+    assert catalogue.members(99).tolist() == []

@@ -157,6 +157,11 @@ def test_versions_of_an_epoch_share_its_index_and_score_with_their_own_weights()
     assert 60 not in one.retrieve(taste, 61).rows  # it does not know the item yet
     one.attach(catalogue)
     assert 60 in one.retrieve(taste, 61).rows
+    assert one.recall(61) == other.recall(61) == 1.0
+    assert other.recall(5) < 1.0
+    small = Inference(CONFIG, Model(CONFIG, torch.Generator().manual_seed(0)).state_dict())
+    small.attach(catalogue)
+    assert small.recall(5) is None
 
 
 def test_an_epoch_lasts_for_so_many_versions(tmp_path):
