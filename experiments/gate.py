@@ -29,8 +29,8 @@ CONFIG = Config(objectives=(Objective(name="click", event="click"),))
 POOL, ITEMS, NOISE = 3000, 10, 0.09
 #: share of the people in the group that is harmed, people of a window, and slates between two looks
 SHARE, PEOPLE, EVERY = 0.2, 400, 50
-#: noise of the better candidate, and losses of the group's NDCG
-BETTER, LOSSES = 0.06, (0.02, 0.05, 0.1)
+#: noise of the better candidate against the served version's, and losses of the group's NDCG
+BETTER, LOSSES = 2 / 3, (0.02, 0.05, 0.1)
 WINDOWS = (500, 1000, 2000, 6500)
 
 
@@ -57,17 +57,24 @@ def pool(seed: int, slates: int = POOL) -> Pool:
     def loss(noise: float, slips: Array) -> Array:
         return np.asarray(log_losses(label_SN, np.clip(chance_SN + noise * slips, 0.01, 0.99)).sum(1), np.float64)
 
-    served_SN = generator.normal(size=(slates, ITEMS))
-    orders = {"served": order(NOISE, served_SN), "equal": order(NOISE, slip_SN), "better": order(BETTER, slip_SN)}
-    losses = {"served": loss(NOISE, served_SN), "equal": loss(NOISE, slip_SN), "better": loss(BETTER, slip_SN)}
-    # by definition equal: the draw's own difference is taken out of what worse ones are compared with
-    base = float(np.nanmean(orders["equal"]))
-    for share in LOSSES:
-        low, high = NOISE, 2.0
-        for _ in range(12):
+    def fitting(wanted: float) -> float:
+        """The noise at which the mean NDCG is this, by bisection."""
+        low, high = 0.0, 2.0
+        for _ in range(14):
             middle = (low + high) / 2
-            low, high = (low, middle) if np.nanmean(order(middle, slip_SN)) < base * (1 - share) else (middle, high)
-        orders[worse(share)], losses[worse(share)] = order(low, slip_SN), losses["equal"]
+            low, high = (low, middle) if np.nanmean(order(middle, slip_SN)) < wanted else (middle, high)
+        return low
+
+    served_SN = generator.normal(size=(slates, ITEMS))
+    orders, losses = {"served": order(NOISE, served_SN)}, {"served": loss(NOISE, served_SN)}
+    mean = float(np.nanmean(orders["served"]))
+    same = fitting(mean)
+    orders["equal"], losses["equal"] = order(same, slip_SN), loss(same, slip_SN)
+    # equal on this pool too, not only in expectation
+    losses["equal"] *= losses["served"].mean() / losses["equal"].mean()
+    orders["better"], losses["better"] = order(BETTER * same, slip_SN), loss(BETTER * same, slip_SN)
+    for share in LOSSES:
+        orders[worse(share)], losses[worse(share)] = order(fitting(mean * (1 - share)), slip_SN), losses["equal"]
     flipped_SN = 1 - chance_SN
     orders["poisoned"] = np.array([ndcg(a, b) for a, b in zip(label_SN, flipped_SN, strict=True)])
     losses["poisoned"] = log_losses(label_SN, np.clip(flipped_SN, 0.01, 0.99)).sum(1)
@@ -85,12 +92,10 @@ class Course:
 
     Attributes:
         refused, passed: at any of its looks, as long as neither had happened.
-        final: the decision on the full window alone.
     """
 
     refused: bool
     passed: bool
-    final: str
 
 
 def course(found: Pool, kind: str, window: int, generator: np.random.Generator, *, every: int = EVERY) -> Course:
@@ -116,21 +121,19 @@ def course(found: Pool, kind: str, window: int, generator: np.random.Generator, 
                     finite=True,
                 )
             )
-    decision, ended = "hold", ""
     for end in range(gate.slates, window + 1, every):
         new, old = Sums(CONFIG, window=window), Sums(CONFIG, window=window)
         for side, sums in (("new", new), ("old", old)):
             sums.slates.update((f"r{place}", one) for place, one in enumerate(judged[side][:end]))
-        if ended and end + every <= window:
-            continue
         decision = gate.judge(new, old).decision
-        ended = ended or (decision if decision != "hold" else "")
-    return Course(refused=ended == "refuse", passed=ended == "pass", final=decision)
+        if decision != "hold":
+            return Course(refused=decision == "refuse", passed=decision == "pass")
+    return Course(refused=False, passed=False)
 
 
-def single(seed: int, *, windows: Sequence[int], courses: int) -> dict[tuple[str, str], float]:
+def single(seed: int, *, windows: Sequence[int], courses: int, slates: int) -> dict[tuple[str, str], float]:
     """Shares over one seed's courses: (kind, "passed | 1000") -> share."""
-    found, shares = pool(seed), dict[tuple[str, str], float]()
+    found, shares = pool(seed, slates), dict[tuple[str, str], float]()
     for window in windows:
         for place, kind in enumerate(("equal", "better", *map(worse, LOSSES), "poisoned")):
             generator = np.random.default_rng([seed, 2, window, place])
@@ -141,9 +144,11 @@ def single(seed: int, *, windows: Sequence[int], courses: int) -> dict[tuple[str
     return shares
 
 
-def run(*, seeds: Sequence[int] = (0,), windows: Sequence[int] = WINDOWS, courses: int = 60) -> Result:
+def run(
+    *, seeds: Sequence[int] = (0,), windows: Sequence[int] = WINDOWS, courses: int = 60, slates: int = POOL
+) -> Result:
     """All seeds as rows: for each kind of candidate and window, how many were refused and how many passed."""
-    each = report.each_seed(partial(single, windows=tuple(windows), courses=courses), seeds)
+    each = report.each_seed(partial(single, windows=tuple(windows), courses=courses, slates=slates), seeds)
     rows = [over_seeds(kind, metric, [one[kind, metric] for one in each]) for kind, metric in each[0]]
     return Result(
         name="gate",
