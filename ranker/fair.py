@@ -355,7 +355,7 @@ def fit(config: Config, log: Log, *, passes: int = 1, rows: int = 2048, held: fl
     large = sorted(str(name) for name, size in sizes.items() if name and size >= config.learning.minimum_group)
     fair = None
     if len(large) >= 2:
-        fair = _fair(config, plain, early, people, large, passes=passes, rows=rows, say=say)
+        fair = counterpart(config, plain, early, people, large, passes=passes, rows=rows, say=say)
     say("judging both on the held-out part")
     lines: tuple[Line, ...] = ()
     taken, reason = False, f"there are no two groups of {config.learning.minimum_group} people or more by {label}"
@@ -379,7 +379,7 @@ def fit(config: Config, log: Log, *, passes: int = 1, rows: int = 2048, held: fl
     )
 
 
-def _fair(
+def counterpart(
     config: Config, plain: Learner, log: Log, people: Known, large: Sequence[str], *, passes: int, rows: int, say: Say
 ) -> Learner:
     """The method's model, from new weights."""

@@ -116,7 +116,9 @@ def test_a_model_that_harms_no_group_beyond_the_tolerance_is_taken_with_its_teac
 
 @pytest.mark.parametrize("method", ["reweight", "group-dro", "maxmin", "self-distil", "pareto"])
 def test_every_method_learns_another_model_than_the_plain_one(method: Method, plain: tuple[Learner, Known]) -> None:
-    found = fair._fair(config(method), plain[0], log, plain[1], ["g0", "g1"], passes=1, rows=128, say=lambda _: None)
+    found = fair.counterpart(
+        config(method), plain[0], log, plain[1], ["g0", "g1"], passes=1, rows=128, say=lambda _: None
+    )
     assert not torch.equal(found.weights()["phi"], plain[0].weights()["phi"])
     assert (found.teachers is not None) is (method in ("self-distil", "pareto"))
     if method == "pareto":
