@@ -82,6 +82,13 @@ BENCHMARKS = {
         repeats=True,
         quick=("--runs", "1", "--visits", "600", "--ratings", "8000"),
     ),
+    "fair": Benchmark(
+        title="What fairness costs the learner",
+        about="The plain learner and the Pareto-fair one on the same events, in one run, without broker and store: join, "
+        "score, learn. People balanced by gender, two frozen teachers asked. `ratio` is of events per processor second.",
+        repeats=True,
+        quick=("--runs", "1", "--visits", "200", "--ratings", "3000"),
+    ),
     "freshness": Benchmark(
         title="From feedback to evidence and to served weights",
         about="Ten visits a second by MovieLens's audience (simulated eyes on real ratings). `weights` ends when a "
