@@ -134,6 +134,7 @@ class ApiTelemetry(Telemetry):
         self._arms = self._counter("plurank_arm_slates_total", "Slates made by arm: current or canary", "arm")
         self._share = self._gauge("plurank_canary_share_ratio", "Share of the users that a canary serves; 0 without")
         self._recall = self._gauge("plurank_index_recall_ratio", "Share of the best by fresh vectors that are found")
+        self._recall.set(1)  # without a shared index every item is looked at
 
     def request_served(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""

@@ -77,6 +77,13 @@ def test_a_process_shows_its_counts_over_http_to_the_bearer_of_the_token():
         api.close()
 
 
+def test_what_an_index_finds_is_all_until_one_is_shared():
+    api = ApiTelemetry([])
+    assert values(api.text())["plurank_index_recall_ratio",] == 1
+    api.recalled(0.8)
+    assert values(api.text())["plurank_index_recall_ratio",] == 0.8
+
+
 @pytest.mark.parametrize("token", [None, "", "wrong", "secret2", "sécret"])
 def test_without_the_right_token_nothing_is_shown(token):
     profiles = ProfilesTelemetry()
