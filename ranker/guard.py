@@ -121,8 +121,8 @@ def protect(
     """Hold the first `window` places of a slate to the policy's novelty and gap; the rest follows as it was.
 
     Novelty: what has interests, less than half of them among the dominant ones, is new. Where there is too little of
-    it the best new candidates take the last familiar places, without taking from interests that are not dominant what
-    their share entitles them to.
+    it the best new candidates take familiar places, evenly down the slate (an item that always stands last is not
+    served), without taking from interests that are not dominant what their share entitles them to.
 
     Gap: where it is over its bound, candidates are ordered by (1 - w) u + w v, with u the utility and v P(preferred |
     population) on u's mean and spread, and w is the smallest weight, to 1/64, at which the best of that order keep the
@@ -191,13 +191,14 @@ def _renewed(
     free_S = ~new_S if candidates.fixed_N is None else ~new_S & ~candidates.fixed_N[shown]
     entitled_C = np.where(familiar_C, 0.0, np.floor(window * target_C + 1e-9))
     held_C = shown_SC.sum(0, dtype=np.float64)
-    leaves = []
+    leaves: list[int] = []
     for row in waiting.tolist():
         stays_S = (held_C - shown_SC >= np.minimum(held_C, entitled_C) - 1e-6).all(1)
         places = np.flatnonzero(free_S & stays_S)
         if not len(places):
             break
-        place = int(places[-1])
+        even = (len(leaves) + 1) * window / (lack + 1)
+        place = int(places[np.abs(places - even).argmin()])
         leaves.append(place)
         free_S[place] = False
         held_C += interests_NC[row] - shown_SC[place]

@@ -1,0 +1,62 @@
+import math
+
+import numpy as np
+import pytest
+
+from experiments import echo_chamber
+from experiments.echo_chamber import METRICS, Given, People, Recipe
+from ranker.config import Guard
+from ranker.evidence import EMPTY, Act, Evidence
+from ranker.taste import Factor
+
+TINY = Recipe(users=5, items=60, fresh=20, places=4, months=2, days=2, categories=6, styles=2, past=10)
+
+
+def prior(people: People) -> Factor:
+    wide = np.full(people.phi_NK.shape[1], 0.25, np.float32)
+    return Factor(wide, 0 * wide)
+
+
+def test_interests_drift_toward_what_is_looked_at_and_stay_shares():
+    people = People(TINY, 0)
+    rows = np.flatnonzero(people.shares_NC[:, 0] == 1)[:4]
+    before = people.interest_UC[0].copy()
+    for _ in range(300):
+        people.react(0, rows)
+    assert people.interest_UC.sum(1) == pytest.approx(1)
+    assert people.interest_UC[0, 0] > 0.5 * (1 + before[0])
+    assert people.start_UC[0].tolist() == before.tolist()
+
+
+def test_a_taste_follows_what_she_did():
+    people = People(TINY, 0)
+    given = Given(people, prior(people))
+    some = np.flatnonzero(people.shares_NC[:, 0] == 1)
+    acts = tuple(Act(f"i{row}", "like", n) for n, row in enumerate(some))
+    fan = given.taste(Evidence(history=acts), 0)
+    assert fan.mean_K[0] == max(fan.mean_K[:6])
+    assert given.taste(EMPTY, 0).mean_K.tolist() == [0.0] * 8
+    assert given.gap(Evidence(history=acts), some) > 0
+    assert given.gap(EMPTY, some) == 0
+
+
+def test_the_loop_measures_every_arm_by_month_and_repeats():
+    found = echo_chamber.run(seeds=(3,), recipe=TINY, guard=Guard(gap=0.0, novelty=0.5))
+    arms = ("pooled", "personal", "unguarded", "plurank")
+    for arm in arms:
+        for metric in METRICS:
+            assert math.isfinite(found.row(arm, metric).mean)
+            assert found.row(arm, metric).mean == found.row(arm, f"{metric}, month 2").mean
+    assert found.row("pooled", "homogeneity").mean == 1  # everybody is shown the same
+    assert found.row("personal", "homogeneity").mean < 1
+    assert found.row("plurank", "blend_share").mean > 0
+    assert "gap at most 0.00" in found.criterion
+    assert echo_chamber.run(seeds=(3,), recipe=TINY, guard=Guard(gap=0.0, novelty=0.5)) == found
+
+
+def test_the_picture_has_a_line_for_every_arm_and_metric():
+    found = echo_chamber.run(seeds=(1,), recipe=TINY)
+    svg = echo_chamber.drawn(found, TINY)
+    assert svg.count('stroke-width="2"') == 4 * len(METRICS)
+    assert all(f">{metric}<" in svg for metric in METRICS)
+    assert "nan" not in svg
