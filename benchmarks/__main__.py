@@ -85,7 +85,7 @@ BENCHMARKS = {
     "fair": Benchmark(
         title="What fairness costs the learner",
         about="The plain learner and the Pareto-fair one on the same events, in one run, without broker and store: "
-        "join, score, learn. People balanced by gender, two frozen teachers. `ratio` is of events per processor second.",
+        "join, score, learn. Balanced by gender, two frozen teachers. `ratio` is of events per processor second.",
         repeats=True,
         quick=("--runs", "1", "--visits", "200", "--ratings", "3000"),
     ),
