@@ -64,6 +64,9 @@ class BiasTower(nn.Module):
     def examination(self, logits_T: Tensor, depth: int = 50) -> NDArray[np.float64]:
         """How likely a place is acted on, against the first place, all else equal: (depth, T), 1 at place 0.
 
+        Identifiable only where items were seen at several places, by swaps (ranker/exploration.py) or because they
+        stood elsewhere in another slate: where each keeps its place, its merit and the place's bias are one number.
+
         Args:
             logits_T: tower-free logits at which the curve is read, usually those of a typical impression.
         """
