@@ -7,6 +7,7 @@ before the rest go by utility alone, each interest searched with the taste that 
 Axes: C categories (interests), N catalogue rows, X coordinates [phi, b].
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
@@ -58,38 +59,46 @@ def draw(
     pal2020pinnersage) with declared interests in the place of learned clusters; on MovieLens-100K clusters of liked
     items did less (docs/experiments.md).
     """
-    barred, drawn = frozenset(without), list[int]()
-    taken = set(barred)
+    taken_N = np.zeros(len(interests_NC), np.bool_)
+    barred = np.unique(np.fromiter(without, np.int64))
+    barred = barred[barred < len(taken_N)]
+    taken_N[barred] = True
+    drawn = np.empty(count, np.int64)
+    done = 0
     wanted_C = share * count * np.asarray(target_C, np.float64)
     for c in sorted(np.flatnonzero(wanted_C > 0).tolist(), key=wanted_C.__getitem__):
-        need = wanted_C[c] - (float(interests_NC[drawn, c].sum()) if drawn else 0.0)
-        if need <= 0 or len(drawn) >= count:
+        share_N = interests_NC[:, c]
+        share_D = share_N[drawn[:done]]
+        need = wanted_C[c] - float(share_D.sum())
+        if need <= 0 or done >= count:
             continue
         rows = members(c)
-        rows = rows[rows < len(interests_NC)]  # another thread may have added items meanwhile
         if among is not None:
             rows = rows[among.has(rows.astype(np.int64))]
-        held = Among(rows, _having(interests_NC, c, among))
-        mean = float(interests_NC[rows[:256], c].mean()) if len(rows) else 1.0
-        asked = int(np.ceil(need / max(mean, 1e-3) * 1.5)) + len(taken)
+        some = share_N[rows[:256]]
+        mean = max(float(some.sum()) / max(len(some), 1), 1e-3)
+        # of the best, those that were drawn or are barred come in vain
+        asked = math.ceil(need / mean * 1.5) + int(np.count_nonzero(share_D)) + int(np.count_nonzero(share_N[barred]))
+        held = Among(rows, _having(share_N, among))
         found, _ = index.search(query_X if own is None else own.get(c, query_X), asked, among=held, share=READ)
-        new = [row for row in found.tolist() if row not in taken]
-        sums = np.cumsum(interests_NC[new, c]) if new else np.zeros(0)
-        new = new[: min(int(np.searchsorted(sums, need - 1e-6)) + 1, count - len(drawn))]
-        drawn += new
-        taken.update(new)
+        new = found[~taken_N[found]]
+        reached = int(np.searchsorted(np.cumsum(share_N[new]), need - 1e-6)) + 1
+        new = new[: min(reached, count - done)]
+        drawn[done : done + len(new)] = new
+        done += len(new)
+        taken_N[new] = True
     rest, _ = index.search(query_X, count + len(barred), among=among)
-    if len(drawn) < count:
-        left = [row for row in rest.tolist() if row not in taken]
-        drawn += left[: count - len(drawn)]
-    passed = [row for row in rest.tolist() if row in barred] if barred else []
-    return Drawn(np.array(drawn, np.int64), np.array(passed, np.int64))
+    left = rest[rest < len(taken_N)]
+    left = left[~taken_N[left]][: count - done]
+    drawn[done : done + len(left)] = left
+    passed = rest[np.isin(rest, barred)] if len(barred) else rest[:0]
+    return Drawn(drawn[: done + len(left)], passed)
 
 
-def _having(interests_NC: Floats, c: int, among: Among | None) -> Callable[[Rows], NDArray[np.bool_]]:
+def _having(share_N: Floats, among: Among | None) -> Callable[[Rows], NDArray[np.bool_]]:
     def has(rows: Rows) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = rows < len(interests_NC)
-        found[found] = interests_NC[rows[found], c] > 0
+        found: NDArray[np.bool_] = rows < len(share_N)
+        found[found] = share_N[rows[found]] > 0
         return found if among is None else found & among.has(rows)
 
     return has
