@@ -363,7 +363,11 @@ def test_slates_are_bit_identical_whatever_the_group_labels(labels: str) -> None
         serving.attach(catalogue)
         pipeline = Pipeline(config(), serving, catalogue, "v1")
         items = list(catalogue.rows)
-        requests = [Request(user=user, items=items, limit=10, now=50_000, seed=7) for user in sorted(evidence)]
+        requests = [
+            Request(user=user, items=given, limit=10, now=50_000, seed=7)
+            for user in sorted(evidence)
+            for given in (items, None)
+        ]
         return [pipeline.rank(one, evidence[one.user]).items for one in requests], pack(evidence["p3"])
 
     joiner, learner = Joiner(config()), Learner(config())
