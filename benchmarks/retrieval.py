@@ -30,6 +30,8 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from ranker import config as declared
 from ranker.catalogue import Catalogue, Item
+from ranker.clusters import ROUNDS
+from ranker.clusters import SAMPLE as LEARNED
 from ranker.config import Config, Retrieval
 from ranker.epoch import Epoch
 from ranker.events import Value
@@ -157,6 +159,7 @@ def peers(known: World) -> tuple[list[dict[str, Any]], list[Rows]]:
     quantiser = faiss.IndexFlatIP(K + 1)
     inverted = faiss.IndexIVFFlat(quantiser, K + 1, lists, faiss.METRIC_INNER_PRODUCT)
     inverted.nprobe = max(1, round(SHARE * lists))
+    inverted.cp.niter, inverted.cp.max_points_per_centroid = ROUNDS, LEARNED
 
     def learn() -> None:
         inverted.train(lines_NX)
