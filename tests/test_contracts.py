@@ -192,8 +192,8 @@ STATEFUL: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "Groups": (lambda: Groups(config()), filled_labels),
     "GroupSums": (lambda: GroupSums(config()), filled_groups),
 }
-#: a class whose state and load mean something else, and one whose state is a part of the learner's
-OTHERWISE = {"Registry", "Tutor"}
+#: a class whose state and load mean something else, and two whose state is a part of the learner's
+OTHERWISE = {"Registry", "Tutor", "Balance"}
 
 
 def test_every_component_with_a_state_is_drawn_here() -> None:
@@ -267,7 +267,7 @@ SEEDED: dict[str, Callable[[int], Any]] = {
 ELSEWHERE = {
     "Audience", "Learning", "Report", "Request", "Tastes", "History", "explore", "auc_interval", "mean_interval",
     "evaluate", "evaluate_log", "compare", "framing", "draw", "improve",
-    "unfairness",
+    "unfairness", "lines_of",
 }  # fmt: skip
 
 
