@@ -39,6 +39,7 @@ class Grades:
         values: their grades.
         apart: grades closer than this are no preference.
         tags: standardised categories of the items (I, C), from their list fields; None where the log has none.
+        users: who graded, where known.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Grades:
     values: list[Array]
     apart: float = 0.0
     tags: Array | None = None
+    users: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -95,17 +97,19 @@ def load(paths: Sequence[Path] | None, *, least: int = 16, most: int = 5000) -> 
         elif event.ranking is None:
             mine[event.item] = event.value
     rows: dict[str, int] = {}
-    items, values = [], []
-    for mine in graded.values():
+    items, values, users = [], [], []
+    for user, mine in graded.items():
         if len(mine) >= least and len(set(mine.values())) > 1:
             items.append(np.array([rows.setdefault(item, len(rows)) for item in mine], np.int64))
             values.append(np.array(list(mine.values())))
+            users.append(user)
     name = "MovieLens-100K" if paths is None else report.data_name(paths)
     if len(items) < 50:
         raise DataError(name, f"{len(items)} users", f"name a log in which 50 users grade {least} or more items")
     everything = np.concatenate(values)
     apart = float(everything.max() - everything.min()) / 20
-    return Grades(name, list(rows), items, values, apart, _tags([tagged.get(item, set()) for item in rows]))
+    tags = _tags([tagged.get(item, set()) for item in rows])
+    return Grades(name, list(rows), items, values, apart, tags, tuple(users))
 
 
 def _tags(tagged: Sequence[set[str]], *, least: float = 0.01) -> Array | None:

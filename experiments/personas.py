@@ -8,7 +8,9 @@ of the other, so that a right margin is above 0.
 Axes: U users, P comparisons of a user (the first C are context), K base rewards, I items.
 """
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from experiments import grades
 from experiments.grades import Array, Grades, Rows
 from ranker import pareto
 from ranker.errors import DataError
+from ranker.events import Event, User
 
 FACTORS = 8
 #: items with fewer grades have no dependable factors
@@ -117,10 +120,14 @@ def personas(
     return World(train=train, valid=valid, test=test, phi_IK=torch.from_numpy(phi_IK).float(), context=context)
 
 
-def logged(known: Grades, seed: int, *, context: int = 8, most: int = 2000) -> World:
-    """A log's users: context pairs from one half of a user's graded items, labels from the other; nobody is minority.
+def logged(known: Grades, seed: int, *, minority_U: Bools | None = None, context: int = 8, most: int = 3000) -> World:
+    """A log's users: context pairs from one half of a user's graded items, labels from the other.
 
-    Base rewards come from the grades of the people trained on alone.
+    Where groups are to be found by support, base rewards come from a quarter of the people, who are in no part: of
+    people to whom they were fitted the support would look higher than of unseen ones.
+
+    Args:
+        minority_U: who of the log's users is of the minority; None where that is to be found, and nobody is.
 
     Raises:
         DataError: fewer than 200 users have enough comparisons.
@@ -138,15 +145,50 @@ def logged(known: Grades, seed: int, *, context: int = 8, most: int = 2000) -> W
     if len(compared) < 200:
         raise DataError(known.name, f"{len(compared)} users", "name a log in which 200 users have 28 comparisons")
     users = np.array(list(compared))
-    cuts = [round(0.5 * len(users)), round(0.7 * len(users))]
-    phi_IK = base_rewards(known, users[: cuts[0]])
+    parts_of = np.split(users, [round(share * len(users)) for share in (0.25, 0.65, 0.8)])
+    if minority_U is not None:
+        parts_of = [users[:0], *np.split(users, [round(share * len(users)) for share in (0.5, 0.7)])]
+    phi_IK = base_rewards(known, parts_of[0] if len(parts_of[0]) else parts_of[1])
     parts = []
-    for chosen in np.split(users, cuts):
+    for chosen in parts_of[1:]:
         pairs_UP2 = np.stack([compared[int(user)] for user in chosen])
         apart_UPK = torch.from_numpy(phi_IK[pairs_UP2[..., 0]] - phi_IK[pairs_UP2[..., 1]]).float()
-        parts.append(Part(apart_UPK=apart_UPK, pairs_UP2=pairs_UP2, minority_U=np.zeros(len(chosen), np.bool_)))
+        own_U = np.zeros(len(chosen), np.bool_) if minority_U is None else minority_U[chosen]
+        parts.append(Part(apart_UPK=apart_UPK, pairs_UP2=pairs_UP2, minority_U=own_U))
     train, valid, test = parts
     return World(train=train, valid=valid, test=test, phi_IK=torch.from_numpy(phi_IK).float(), context=context)
+
+
+def alike(worlds: Sequence[World]) -> list[World]:
+    """The worlds with as many people in each part as the one that has fewest, so that they can stand side by side."""
+    sizes = [min(len(world.parts[place]) for world in worlds) for place in range(3)]
+
+    def cut(part: Part, size: int) -> Part:
+        return Part(apart_UPK=part.apart_UPK[:size], pairs_UP2=part.pairs_UP2[:size], minority_U=part.minority_U[:size])
+
+    parts = [[cut(part, size) for part, size in zip(world.parts, sizes, strict=True)] for world in worlds]
+    return [replace(world, train=own[0], valid=own[1], test=own[2]) for world, own in zip(worlds, parts, strict=True)]
+
+
+def declared(events: Iterable[Event], users: Sequence[str], field: str) -> Bools:
+    """Who does not share the most common value of this field of users, (U,): the last word of each user counts.
+
+    Raises:
+        DataError: fewer than a twentieth of these users have another value.
+    """
+    values = {
+        event.user: str(own.value)
+        for event in events
+        if isinstance(event, User)
+        for own in event.fields
+        if own.name == field
+    }
+    counts = Counter(values[user] for user in users if user in values)
+    common = counts.most_common(1)[0][0] if counts else None
+    found: Bools = np.array([user in values and values[user] != common for user in users])
+    if found.mean() < 0.05:
+        raise DataError(field, f"{int(found.sum())} users beside the most common value", "name a field that differs")
+    return found
 
 
 def supports(world: World) -> list[Array]:
