@@ -658,6 +658,11 @@ def _nothing(config: Config) -> StepReport:
     return StepReport(examples=0, rows=0, losses=losses, retrieval=float("nan"), norm=0.0, finite=True)
 
 
+def beside(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What a version ships of `Learner.state` besides weights and teachers; nobody's comparisons are in it."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(("model.", RESERVOIR, TEACHER))}
+
+
 def train(
     events: Iterable[Event], learner: Learner, joiner: Joiner, *, rows: int = 2048, people: People | None = None
 ) -> Iterator[StepReport]:

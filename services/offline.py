@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ranker.catalogue import Catalogue
     from ranker.heldout import Split
+    from ranker.learner import Learner
     from ranker.registry import Registry
 
 MOVIELENS, SYNTHETIC = "ml-100k", "synthetic"
@@ -165,9 +166,8 @@ def first_version(
     if not seen:
         raise DataError(data, "no events", "name a log that holds events")
     facts = {"data": data, "events": seen, "epochs": epochs, "items": len(joiner.catalogue), "skipped": skipped}
-    version = _saved(
-        registry, config, average.weights(learner.weights()), joiner.catalogue, console, now=joiner.now, facts=facts
-    )
+    weights = average.weights(learner.weights())
+    version = _saved(registry, learner, weights, joiner.catalogue, console, config=config, now=joiner.now, facts=facts)
     return version, facts
 
 
@@ -195,37 +195,43 @@ def fair_version(
     plain = [msgspec.to_builtins(one) for one in found.lines]
     fairness = {"method": method, "saved": served, "reason": found.reason, "groups": plain}
     facts: dict[str, Any] = {"data": data, "epochs": epochs, "items": len(found.catalogue), "fairness": fairness}
-    teachers = found.learner.teachers
+    weights = found.learner.weights()
     version = _saved(
-        registry,
-        config,
-        found.learner.weights(),
-        found.catalogue,
-        console,
-        now=found.now,
-        facts=facts,
-        teachers=None if teachers is None else teachers.tensors(),
+        registry, found.learner, weights, found.catalogue, console, config=config, now=found.now, facts=facts
     )
     return version, facts
 
 
 def _saved(
     registry: "Registry",
-    config: Config,
+    learner: "Learner",
     weights: "Mapping[str, Tensor]",
     catalogue: "Catalogue",
     console: Console,
     *,
+    config: Config,
     now: int,
     facts: dict[str, Any],
-    teachers: "Mapping[str, Tensor] | None" = None,
 ) -> str:
-    """Save a version that was trained here; it is served at once where nothing is served yet."""
+    """Save a version that was trained here; it is served at once where nothing is served yet.
+
+    It ships the learner's state: a trainer that began with new step sizes would forget a part of what was learned.
+    """
     from ranker.gate import Verdict
     from ranker.golden import Golden, made_up
+    from ranker.learner import beside
 
     golden = Golden.record(config, weights, catalogue, made_up(config, catalogue, now))
-    version = registry.save(weights, config, metrics={"training": facts}, golden=golden, parent=None, teachers=teachers)
+    teachers = None if learner.teachers is None else learner.teachers.tensors()
+    version = registry.save(
+        weights,
+        config,
+        metrics={"training": facts},
+        golden=golden,
+        parent=None,
+        state=beside(learner.state()),
+        teachers=teachers,
+    )
     if registry.current() is None:
         registry.promote(version, Verdict("pass", ("nothing was served before",)), who=f"{getpass.getuser()} (train)")
         console.print(f"saved and promoted {version}")

@@ -29,7 +29,7 @@ from ranker.evidence import Answer
 from ranker.gate import Gate, Sums, Verdict
 from ranker.golden import Golden, made_up
 from ranker.join import Example, Joiner
-from ranker.learner import TEACHER, Learner, StepReport
+from ranker.learner import TEACHER, Learner, StepReport, beside
 from ranker.registry import Registry
 from ranker.report import TasteReport
 from ranker.slates import Foreseen
@@ -44,6 +44,8 @@ LOGS = 8
 RELIABILITY = 256
 #: slates that plurank did not serve, taken into the candidate's window per step
 OTHERS = 50
+#: of NDCG: what equal versions differ by in favour of the one that chose the places, as simulated
+FAVOUR = 0.01
 #: places whose worth is followed; those beyond count as the last
 PLACES = 100
 
@@ -183,7 +185,7 @@ class Trainer:
         self.config, self.source, self.registry = config, source, registry
         self.learner: Student = learner or Learner(config)
         self.pace, self._clock, self._initial = pace or Pace(), clock, initial
-        self.gate = gate or Gate(group=config.learning.minimum_group, full=self.pace.slates)
+        self.gate = gate or Gate(group=config.learning.minimum_group, full=self.pace.slates, favour=FAVOUR)
         self.joiner = Joiner(config, opening=True, pairs=True)
         self.learner.know(self.joiner)
         self.candidate = Sums(config, window=self.pace.slates)
@@ -382,7 +384,6 @@ class Trainer:
         report = self._report()
         weights, catalogue = self.learner.weights(), self.joiner.catalogue
         state = self.learner.state()
-        rest = {name: value for name, value in state.items() if not name.startswith(("model.", "people.", TEACHER))}
         teachers = {name[len(TEACHER) :]: value for name, value in state.items() if name.startswith(TEACHER)}
         try:
             version = self.registry.save(
@@ -392,7 +393,7 @@ class Trainer:
                 golden=Golden.record(self.config, weights, catalogue, made_up(self.config, catalogue, report.now)),
                 parent=self._base,
                 index_epoch=self.registry.epoch(self._base, self.config.retrieval.epoch),
-                state=rest,
+                state=beside(state),
                 teachers=teachers,
             )
         except RegistryError as error:
