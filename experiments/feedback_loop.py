@@ -80,7 +80,7 @@ def fit(
         priors = ((own_N, OWN), (common_K, COMMON), (personal_UK, PERSONAL))
         loss = loss + sum((part**2).sum() / (2 * spread**2) for part, spread in priors)
         adam.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         adam.step()
     with torch.no_grad():
         chance_R = torch.sigmoid(logits() + bias(torch.arange(PLACES), no_codes)[:, 0][places_R])
