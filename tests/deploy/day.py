@@ -51,6 +51,7 @@ class Day:
         for answer in range(10):
             self.api.request_served("/v1/rank", 503 if bad and not answer else 200, 0.004)
         self.api.using("v1", created=self.made)
+        self.api.examined({"click": [1.0, 0.7, 0.5]})
         self.api.trying(0.1, "v2", created=self.made)
         for arm in ("current", "canary"):
             self.api.slate_made(dict.fromkeys(STAGES, 1.5), arm)
