@@ -207,7 +207,8 @@ def test_a_broker_that_dies_and_comes_back_empty_is_survived_and_noticed(tmp_pat
     writer.append(click(1)).result(10)
     assert len(drain(reader, 1)) == 1
     server.stop()
-    assert reader.poll(timeout=0.3) == []
+    assert (reader.poll(timeout=0.3), reader.lag()) == ([], 0)
+    assert address.brokers in reader.trouble
     waiting: Future[tuple[int, int]] = writer.append(click(2))
     server.start()
     after = log.create(address)
@@ -219,6 +220,7 @@ def test_a_broker_that_dies_and_comes_back_empty_is_survived_and_noticed(tmp_pat
     writer.append(click(3)).result(10)
     records = drain(reader, 2)
     assert reader.log == writer.log == after
+    assert reader.trouble == ""
     assert {decode(r.value).id for r in records} >= {"e3"}
     assert min(r.offset for r in records) == 0
     writer.close()
