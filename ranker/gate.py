@@ -160,6 +160,8 @@ class Gate:
         slates: fewer common slates than this are too little data; harm is looked for in the latest so many as well, for
             a learner that went wrong late.
         full: slates of a full window; what a group's share of them can exclude of two equal versions is its margin.
+        favour: share of NDCG by which the version that chose the places looks better than an equal one, in spite of
+            the gains' weights; a candidate's loss counts beyond it.
         widest: a group whose margin would be above this is too small to be tested.
         group: a group with fewer distinct users is not tested (`learning.minimum_group` of the configuration).
         ceiling: a log loss above this many times that of always predicting the base rate is a catastrophe.
@@ -171,6 +173,7 @@ class Gate:
     level: float = 0.95
     slates: int = 200
     full: int = 1000
+    favour: float = 0.0
     widest: float = 0.25
     group: int = 20
     ceiling: float = 3.0
@@ -276,6 +279,8 @@ class Gate:
                 if len(users) < self.group:
                     continue
                 new_U, old_U = (np.bincount(user_n, value_n2[known, side], len(users)) for side in (0, 1))
+                if measure == "ndcg@10":
+                    new_U = new_U + self.favour * old_U
                 if old_U.sum() > 0:
                     tests.append(Test.paired(f"{measure}:{group}", sign, new_U, old_U, int(known.sum())))
         return tests

@@ -119,6 +119,13 @@ def test_a_learner_that_went_wrong_late_is_refused_by_the_latest_slates() -> Non
     assert any("sex=f" in reason and "latest 200 slates" in reason for reason in verdict.reasons)
 
 
+def test_a_loss_of_order_counts_beyond_what_choosing_the_places_is_worth() -> None:
+    plain, fair = (Gate(full=400, favour=favour).judge(*windows(equal)).measures for favour in (0.0, 0.03))
+    name = f"ndcg@10:{OVERALL}:change"
+    assert fair[name] == pytest.approx(plain[name] + 0.03)
+    assert Gate(full=400, favour=0.03).judge(*windows(poisoned)).decision == "refuse"
+
+
 def test_harm_that_is_shown_to_be_small_is_taken_in_stride() -> None:
     little = Test("log_loss:overall", 1, 0.004, 0.0005, 10**6, 10**6)
     assert little.judged(0.05, 0.02, 200) == "excluded"
