@@ -157,9 +157,7 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("version", nargs="?")
     models.add_argument("--registry", type=Path, metavar="DIR")
     models.add_argument("--force", action="store_true", help="promote against the verdict; it is recorded")
-    models.add_argument(
-        "--share", type=float, metavar="S", help="of the users that a canary serves"
-    )
+    models.add_argument("--share", type=float, metavar="S", help="of the users that a canary serves")
     models.add_argument("--last", type=_count, metavar="N", help="how many decisions to list (default: all)")
 
     command("doctor", _doctor, "what is missing or misconfigured, and the mend", parents=[place])
