@@ -6,7 +6,8 @@
                   manifest.json         sha256 of both, tensors, configuration, metrics, parent, index epoch
                   forced.json           only where somebody promoted it against its verdict
     current.json                        the Pointer
-    decisions.jsonl                     every promotion, refusal, canary step, rollback and release, with its reasons
+    decisions.jsonl                     every promotion, refusal, canary step, rollback and release, with its reasons;
+                                        older ones in decisions-<number>.jsonl.gz
 
 A version is written to a temporary folder, synced and renamed, so it is whole or absent; its id ends in a digest of
 its manifest. The pointer is replaced by atomic rename under a lock and carries a generation, so that two deciders
@@ -34,6 +35,7 @@ from torch import Tensor
 from ranker import config as configuration
 from ranker import durable
 from ranker.config import Config
+from ranker.decisions import Decision, Decisions
 from ranker.errors import PromotionRefused, RegistryError
 from ranker.gate import Verdict
 from ranker.golden import Golden
@@ -91,19 +93,6 @@ class Pointer(Struct, frozen=True, kw_only=True):
         return self.trail[-1] if self.trail else None
 
 
-class Decision(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One line of decisions.jsonl."""
-
-    time: int
-    action: str
-    version: str
-    who: str
-    generation: int | None = None
-    decision: str | None = None
-    reasons: tuple[str, ...] = ()
-    measures: dict[str, float] = {}
-
-
 @dataclass(frozen=True)
 class Version:
     """A version in memory, its files checked."""
@@ -126,7 +115,7 @@ class Registry:
         self.root = Path(root)
         self._versions = self.root / "versions"
         self._pointer = self.root / "current.json"
-        self._decisions = self.root / "decisions.jsonl"
+        self._decisions = Decisions(self.root)
         self._seen: tuple[tuple[int, int, int], Pointer] | None = None
 
     # -- versions ----------------------------------------------------------------------------------------------
@@ -458,14 +447,7 @@ class Registry:
 
     def decisions(self, last: int | None = None) -> list[Decision]:
         """What was decided, oldest first; a line torn by a crash is passed over."""
-        if not self._decisions.exists():
-            return []
-        lines = self._decisions.read_bytes().splitlines()
-        found: list[Decision] = []
-        for line in lines if last is None else lines[-last:]:
-            with contextlib.suppress(msgspec.MsgspecError):
-                found.append(msgspec.json.decode(line, type=Decision))
-        return found
+        return self._decisions.read(last)
 
     # -- files -------------------------------------------------------------------------------------------------
 
@@ -510,7 +492,7 @@ class Registry:
             reasons=tuple(reasons),
             measures={} if verdict is None else dict(verdict.measures),
         )
-        durable.append(self._decisions, msgspec.json.encode(decision))
+        self._decisions.append(decision)
         return decision
 
     def _checked(self, manifest: Manifest, name: str) -> bytes:

@@ -7,8 +7,8 @@ from typing import Protocol
 
 import msgspec
 
+from ranker.decisions import Decision
 from ranker.errors import RequestError, StoreUnavailable
-from ranker.registry import Decision
 from ranker.spread import Period
 from services.messages import FairnessAnswer, Target
 from services.telemetry import Telemetry, merge_text

@@ -14,10 +14,10 @@ import msgspec
 from msgspec import Meta, Struct
 
 from ranker.calibration import Wish
+from ranker.decisions import Decision
 from ranker.errors import PlurankError, RequestError
 from ranker.events import MAX_ITEMS, Field, Identifier, Value
 from ranker.guard import Intervention
-from ranker.registry import Decision
 from ranker.spread import Period
 from streaming.monitor import Window
 

@@ -19,12 +19,13 @@ import pytest
 
 from ranker import config as declared
 from ranker.config import Canary, Config, Learning
+from ranker.decisions import Decision
 from ranker.events import Event, encode, key_of
 from ranker.gate import Verdict
 from ranker.golden import Golden, made_up
 from ranker.join import Joiner
 from ranker.learner import Learner, train
-from ranker.registry import Decision, Registry
+from ranker.registry import Registry
 from ranker.simulation import Population, Tastes, visit
 from services import api
 from services.outbox import Outbox
