@@ -18,6 +18,7 @@ from msgspec import structs
 import ranker
 from ranker import events
 from ranker.catalogue import Catalogue
+from ranker.clusters import clustered
 from ranker.config import Config, parse
 from ranker.events import Event
 from ranker.evidence import EMPTY, Evidence, fold, pack
@@ -192,8 +193,9 @@ STATEFUL: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "Groups": (lambda: Groups(config()), filled_labels),
     "GroupSums": (lambda: GroupSums(config()), filled_groups),
 }
-#: a class whose state and load mean something else, and two whose state is a part of the learner's
-OTHERWISE = {"Registry", "Tutor", "Balance"}
+#: a class whose state and load mean something else, two whose state is a part of the learner's, and one that is made
+#: out of its state (tests/ranker/test_canary.py)
+OTHERWISE = {"Registry", "Tutor", "Balance", "Trial"}
 
 
 def test_every_component_with_a_state_is_drawn_here() -> None:
@@ -261,13 +263,14 @@ SEEDED: dict[str, Callable[[int], Any]] = {
     "MMoE": lambda seed: dict(MMoE(4, 2, 3, 2, torch_generator(seed)).state_dict()),
     "Population": lambda seed: [visits(population(seed)), list(population(seed).events(ratings=3))],
     "made_up": lambda seed: [(case.items, case.evidence) for case in made_up(config(), catalogue(), 9, seed)],
+    "clustered": lambda seed: clustered(np.random.default_rng(0).normal(size=(300, 4)).astype("f4"), seed=seed).order_N,
     "resamples": lambda seed: resamples(9, 5, np.random.default_rng(seed)),
 }
 #: drawn with a generator or a seed as well, and held to this by tests of their own
 ELSEWHERE = {
     "Audience", "Learning", "Report", "Request", "Tastes", "History", "explore", "auc_interval", "mean_interval",
     "evaluate", "evaluate_log", "compare", "framing", "draw", "improve",
-    "unfairness", "lines_of",
+    "unfairness", "lines_of", "Index", "period",
 }  # fmt: skip
 
 
