@@ -38,7 +38,6 @@ from services.supervisor import Supervisor, die_with_parent, sweep
 from services.tokens import Tokens
 from streaming import log
 from streaming.log import Writer
-from streaming.monitor import GROUP as MONITOR
 from streaming.profiles import GROUP as PROFILES
 from streaming.replay import replay
 
@@ -46,8 +45,8 @@ from streaming.replay import replay
 if TYPE_CHECKING:
     from ranker.registry import Registry
 
-#: the loops' consumer groups; the trainer's by its name, for its module loads torch
-GROUPS = (PROFILES, "plurank-trainer", MONITOR)
+#: the loops' consumer groups; two by their names, for their modules load torch
+GROUPS = (PROFILES, "plurank-trainer", "plurank-monitor")
 #: seconds a stop may take in all, and what of them the loops get to read what is there
 STOP_S, DRAIN_S = 7.0, 1.5
 READY_S = 120.0
