@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
-from msgspec import msgpack
+from msgspec import msgpack, structs
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -27,7 +27,7 @@ from ranker.comparisons import chosen, gains
 from ranker.config import Config
 from ranker.errors import CheckpointError
 from ranker.events import Event
-from ranker.evidence import Answer
+from ranker.evidence import EMPTY, Answer
 from ranker.features import Encoder
 from ranker.join import Example, Joiner
 from ranker.model import Model, Output, Rows, keys_of
@@ -61,6 +61,8 @@ FIRST = 5.0
 ROWS = 1024
 #: steps over which a new learner goes from the whole rate to its batch's
 NEW = 300.0
+#: share of the labelled slates that are learned as a newcomer's
+NEWCOMERS = 0.03
 #: catalogue items drawn as negatives of a positive that no ranking surrounds
 DRAWN = 4
 #: positives of a batch that enter the sampled softmax
@@ -308,7 +310,7 @@ class Learner:
     def _step(self, taught: list[Example], pairs: list[Example], catalogue: Catalogue) -> StepReport:
         count = sum(len(example.items) for example in taught)
         population = Population.from_array(self.model.get_buffer("reliability").numpy())
-        labelled = [*taught, *self._drawn(taught, catalogue)]
+        labelled = [*self._unknown(taught), *self._drawn(taught, catalogue)]
         plan = self._plan(labelled, pairs, catalogue, population)
         examples = [*labelled, *pairs, *plan.again]
         batch = collate(examples, catalogue, self.encoder, population)
@@ -562,6 +564,20 @@ class Learner:
             )
 
     # -- small parts -------------------------------------------------------------------------------------------
+
+    def _unknown(self, taught: Sequence[Example]) -> list[Example]:
+        """The examples, a few of them as if nothing were known of the person yet.
+
+        Where everybody who comes is known, a newcomer lies outside of what is learned from: after 40 minutes of such a
+        stream a click that happened once in five times was foretold once in a thousand.
+        """
+        if not taught or not NEWCOMERS:
+            return list(taught)
+        drawn = (torch.rand(len(taught), generator=self.model.generator) < NEWCOMERS).tolist()
+        return [
+            replace(example, evidence=structs.replace(EMPTY, fields=example.evidence.fields)) if new else example
+            for example, new in zip(taught, drawn, strict=True)
+        ]
 
     def _drawn(self, taught: Sequence[Example], catalogue: Catalogue) -> list[Example]:
         """Catalogue items as negatives for positives that came without a ranking and that nothing else contrasts."""

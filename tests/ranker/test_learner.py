@@ -12,7 +12,7 @@ from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, parse
 from ranker.errors import CheckpointError
 from ranker.events import Event, Interaction, Ranking, Shown
-from ranker.evidence import EMPTY
+from ranker.evidence import EMPTY, Act, Evidence
 from ranker.inference import Inference
 from ranker.join import Example, Joiner
 from ranker.learner import Learner, StepReport, train
@@ -179,6 +179,17 @@ def test_a_masked_label_changes_nothing(label: float, slate: int, row: int) -> N
         learner.learn(batch, known)
         states.append(learner.state())
     assert same(*states)
+
+
+def test_a_few_slates_are_learned_as_a_newcomers() -> None:
+    learner = Learner(config())
+    known = Evidence(fields={"mood": "t1"}, history=(Act("i1", "click", 1),), recent=("e1",))
+    slates = [example(np.random.default_rng(0), evidence=known)] * 4000
+    found = learner._unknown(slates)
+    new = [one for one in found if one.evidence is not known]
+    assert 0.02 < len(new) / len(slates) < 0.04
+    assert all(one.evidence == Evidence(fields=known.fields) for one in new)
+    assert all(one.labels_NT is slates[0].labels_NT for one in new)
 
 
 def test_closing_and_opening_examples_teach_nothing() -> None:
