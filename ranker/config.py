@@ -9,6 +9,7 @@ import math
 import re
 import tomllib
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -368,6 +369,9 @@ def _check(config: Config, source: str) -> None:
         raise ConfigError(
             f"{source}: calibration.target", config.calibration.target, "drop it, or drop personal: either sets lambda"
         )
+    ladder = config.canary.ladder
+    if any(low >= high for low, high in pairwise(ladder)):
+        raise ConfigError(f"{source}: canary.ladder", list(ladder), "let each share be larger than the one before")
     names = [objective.name for objective in config.objectives]
     for place, objective in enumerate(config.objectives):
         where = f"{source}: objectives[{place}]"

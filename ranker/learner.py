@@ -571,8 +571,6 @@ class Learner:
         Where everybody who comes is known, a newcomer lies outside of what is learned from: after 40 minutes of such a
         stream a click that happened once in five times was foretold once in a thousand.
         """
-        if not taught or not NEWCOMERS:
-            return list(taught)
         drawn = (torch.rand(len(taught), generator=self.model.generator) < NEWCOMERS).tolist()
         return [
             replace(example, evidence=structs.replace(EMPTY, fields=example.evidence.fields)) if new else example

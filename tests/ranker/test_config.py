@@ -27,6 +27,7 @@ def test_the_smallest_configuration_is_one_objective():
         ({"objectives": [{**CLICK, "kind": "value", "threshold": 3.0}]}, r"objectives\[0\].threshold", "drop it"),
         ({"objectives": [{**CLICK, "weight": float("inf")}]}, r"objectives\[0\].weight", "finite"),
         ({"preference": {"weight": float("nan")}}, "preference.weight", "finite"),
+        ({"canary": {"ladder": [0.5, 0.1]}}, "canary.ladder", "larger than the one before"),
         ({"calibration": {"strenght": 1.0}}, "calibration.strenght", "did you mean 'strength'?"),
         ({"calibration": {"strength": 1.5}}, "calibration.strength", "<= 1"),
         ({"calibration": {"divergence": "kld"}}, "calibration.divergence", "kld"),
