@@ -24,8 +24,8 @@ from ranker.errors import RequestError
 Floats = NDArray[np.floating]
 Array = NDArray[np.float64]
 
-#: makes 0 log 0 = 0, several times as fast as scipy's xlogy
-TINY = 1e-300
+#: candidates are laid out in multiples of this
+LANES = 16
 #: lambda is solved for to within one step of this many
 STEPS = 64
 
@@ -191,22 +191,23 @@ def to_target(
         floor=floor,
     )
 
-    def found(step: int) -> tuple[NDArray[np.int64], bool]:
-        chosen = greedy.choose(step / STEPS)
+    def found(step: int, known: Sequence[int] = ()) -> tuple[NDArray[np.int64], bool]:
+        chosen = greedy.choose(step / STEPS, known)
         shown_C = shares(np.asarray(interests_NC)[greedy.order_N[chosen]])
         return chosen, miscalibration(target_C, shown_C, smoothing, divergence) <= target
 
     low, high = 0, STEPS
     chosen, reached = found(low)
     if not reached and np.asarray(target_C).any():
-        chosen, reached = found(high)
+        below, (chosen, reached) = chosen, found(high)
         while reached and high - low > 1:
             middle = (low + high) // 2
-            tried, reaches = found(middle)
+            # a value is linear in lambda: what is best at both ends is best between them
+            tried, reaches = found(middle, below[: int((below == chosen).argmin())].tolist())
             if reaches:
                 chosen, high = tried, middle
             else:
-                low = middle
+                below, low = tried, middle
         low = high
     return ordered(greedy.order_N, chosen, len(pinned), order), low / STEPS
 
@@ -246,88 +247,104 @@ class _Greedy:
         floor: bool,
     ) -> None:
         self.order_N = np.argsort(-utility_N, kind="stable")
-        self.slots = min(slots, len(self.order_N))
-        self.pins = np.zeros(0, np.int64)
+        items = len(self.order_N)
+        self.slots = min(slots, items)
+        self.pins: list[int] = []
         if len(pinned):
             place_N = np.empty_like(self.order_N)
-            place_N[self.order_N] = np.arange(len(self.order_N))
-            self.pins = place_N[np.asarray(pinned, np.int64)]
+            place_N[self.order_N] = np.arange(items)
+            self.pins = place_N[np.asarray(pinned, np.int64)].tolist()
         self._wanted = np.flatnonzero(target_C > 0)
         if self._wanted.size == 0 or self.slots == 0:
             return
-        # what is not wanted adds to Jensen-Shannon only
-        columns = np.arange(len(target_C)) if divergence == "jensen-shannon" else self._wanted
-        p_C = np.asarray(target_C, np.float64)[columns]
+        share_NC = np.asarray(interests_NC)[self.order_N]
+        p_C = np.asarray(target_C, np.float64)[self._wanted]
         p_C = p_C / p_C.sum()
-        # rows are categories, so that the few categories a pick changes are contiguous
-        self._gain_CN = np.ascontiguousarray(np.asarray(interests_NC)[np.ix_(self.order_N, columns)].T, np.float64)
-        self._gain_CN *= (1 - smoothing) / self.slots
-        self._held_C = smoothing * p_C
-        self._term, self._weight_C = _terms(divergence, p_C)
-        self._term_CN = self._gain_CN + self._held_C[:, None]
-        self._term(self._term_CN, p_C[:, None], self._term_CN)
+        scale = (1 - smoothing) / self.slots
+        self._gain_NC = np.multiply(share_NC[:, self._wanted], scale, dtype=np.float64)
+        self._start_C = smoothing * p_C
+        self._held_C = self._start_C.copy()
+        # rows are categories, so that those which a pick changes are contiguous; the last one is utility. Whole blocks
+        # of lanes, for then equal candidates get equal sums and the earlier one is chosen
+        gain_CN = np.zeros((len(p_C), -(-items // LANES) * LANES))
+        gain_CN[:, :items] = self._gain_NC.T
+        self._begun_CN = gain_CN + self._start_C[:, None]
+        term, self._weight_C = _terms(divergence, p_C)
+        term(self._begun_CN, self._begun_CN, p_C[:, None])
+        self._term_CN = np.empty((len(p_C) + 1, gain_CN.shape[1]))
+        self._rows = [(gain_N, self._held_C[c, ...], self._term_CN[c], p_C[c, ...]) for c, gain_N in enumerate(gain_CN)]
+        self._term, self._gain_CN = term, gain_CN
         sorted_N = np.asarray(utility_N, np.float64)[self.order_N]
         span = sorted_N[0] - sorted_N[-1]
-        self._scaled_N = (sorted_N - sorted_N[-1]) / (span * self.slots) if span > 0 else np.zeros(len(sorted_N))
-        self._p_C = p_C
-        self._owed_C = np.zeros(len(p_C), np.int64)
+        self._scaled_N = (sorted_N - sorted_N[-1]) / (span * self.slots) if span > 0 else np.zeros(items)
+        # Jensen-Shannon has a part that is linear in the shares, which is all of it for what is not wanted
+        linear = scale * np.log(2) / 2
+        self._linear_N = linear * share_NC.sum(1, dtype=np.float64) if divergence == "jensen-shannon" else 0.0
+        self._owed = [0] * len(p_C)
         if floor:
-            held_C = np.count_nonzero(self._gain_CN, axis=1)
-            self._owed_C = np.minimum(np.floor(self.slots * p_C + 1e-9).astype(np.int64), held_C)
+            held_C = np.count_nonzero(self._gain_NC, axis=0)
+            self._owed = np.minimum(np.floor(self.slots * p_C + 1e-9).astype(np.int64), held_C).tolist()
 
-    def choose(self, strength: float) -> NDArray[np.int64]:
-        """Places in the order of utility, as they were picked, the pinned ones first."""
+    def choose(self, strength: float, known: Sequence[int] = ()) -> NDArray[np.int64]:
+        """Places in the order of utility, as they were picked, the pinned ones first.
+
+        Args:
+            known: the first picks, where they are known.
+        """
+        items = len(self.order_N)
         if strength <= 0 or self._wanted.size == 0 or self.slots == 0:
-            rest = np.delete(np.arange(len(self.order_N)), self.pins) if self.pins.size else np.arange(self.slots)
-            return np.concatenate([self.pins, rest])[: self.slots]
-        gain_CN, term, scratch_N = self._gain_CN, self._term, np.empty(len(self.order_N))
-        term_CN, weight_C = self._term_CN.copy(), strength * self._weight_C
-        value_N = weight_C @ term_CN
-        value_N += (1 - strength) * self._scaled_N
-        rows = list(zip(gain_CN, term_CN, weight_C.tolist(), self._p_C.tolist(), strict=True))
-        held, owed = self._held_C.tolist(), self._owed_C.tolist()
-        due, pins = sum(owed), self.pins.tolist()
-        chosen = np.empty(self.slots, np.int64)
+            rest = np.delete(np.arange(items), self.pins) if self.pins else np.arange(self.slots)
+            return np.concatenate([np.array(self.pins, np.int64), rest])[: self.slots]
+        gain_NC, term_CN, held_C, rows, term = self._gain_NC, self._term_CN, self._held_C, self._rows, self._term
+        term_CN[:-1], held_C[:] = self._begun_CN, self._start_C
+        free_N, weights, value_N = term_CN[-1], np.ones(len(term_CN)), np.empty(term_CN.shape[1])
+        weights[:-1] = strength * self._weight_C
+        free_N[:items] = (1 - strength) * self._scaled_N - strength * self._linear_N
+        free_N[items:] = -np.inf
+        owed, first, late, chosen = self._owed.copy(), known or self.pins, set[int](), list[int]()
+        due, add = sum(owed), np.add
         for slot in range(self.slots):
-            if slot < len(pins):
-                pick = pins[slot]
-            elif due > 0 and due >= self.slots - slot:  # every place left is owed to an interest
-                open_N = (gain_CN[[count > 0 for count in owed]] > 0).any(0)
-                pick = int(np.where(open_N, value_N, -np.inf).argmax())
+            if slot < len(first):
+                pick = first[slot]
             else:
+                for c in late:  # no other category's term has changed
+                    gain_N, held, term_N, p = rows[c]
+                    term(add(gain_N, held, term_N), term_N, p)
+                late.clear()
+                weights.dot(term_CN, value_N)
+                if due > 0 and due >= self.slots - slot:  # every place left is owed to an interest
+                    open_N = (self._gain_CN[[count > 0 for count in owed]] > 0).any(0)
+                    value_N[~open_N] = -np.inf
                 pick = int(value_N.argmax())
-            chosen[slot] = pick
-            for c in gain_CN[:, pick].nonzero()[0].tolist():  # no other category's term has changed
-                gain_N, term_N, weight, p = rows[c]
-                if owed[c] > 0:
-                    owed[c] -= 1
-                    due -= 1
-                held[c] += float(gain_N[pick])
-                np.add(gain_N, held[c], out=scratch_N)
-                term(scratch_N, p, scratch_N)
-                np.subtract(scratch_N, term_N, out=term_N)
-                term_N *= weight
-                value_N += term_N
-                term_N[:] = scratch_N
-            value_N[pick] = -np.inf
-        return chosen
+            chosen.append(pick)
+            free_N[pick] = -np.inf
+            gain_C = gain_NC[pick]
+            add(held_C, gain_C, held_C)
+            holds = gain_C.nonzero()[0].tolist()
+            late.update(holds)
+            if due > 0:
+                for c in holds:
+                    if owed[c] > 0:
+                        owed[c] -= 1
+                        due -= 1
+        return np.array(chosen, np.int64)
 
 
-#: (smoothed shares, p, out): writes a category's gain, up to a factor and a constant
-_Term = Callable[[Array, "Array | float", Array], object]
+#: (smoothed shares, out, p): writes a category's gain, up to a factor, a constant and what is linear in the shares
+_Term = Callable[[Array, Array, Array], object]
 
 
 def _terms(divergence: Divergence, p_C: Array) -> tuple[_Term, Array]:
     """A category's gain as a function of its smoothed share, and what it is multiplied with."""
     if divergence == "kl":
-        return (lambda q, _, out: np.log(q, out=out)), p_C
+        return (lambda q, out, _: np.log(q, out)), p_C
     if divergence == "hellinger":
-        return (lambda q, _, out: np.sqrt(q, out=out)), np.sqrt(p_C)
-    return _jensen_shannon, np.ones_like(p_C)
+        return (lambda q, out, _: np.sqrt(q, out)), np.sqrt(p_C)
+    return _jensen_shannon, np.full_like(p_C, 0.5)
 
 
-def _jensen_shannon(q: Array, p: Array | float, out: Array) -> None:
+def _jensen_shannon(q: Array, out: Array, p: Array) -> None:
     both = p + q
-    both *= np.log(both / 2 + TINY)
-    both -= q * np.log(q + TINY)
-    np.divide(both, 2, out=out)
+    both *= np.log(both)
+    np.multiply(q, np.log(q), out)
+    np.subtract(both, out, out)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from experiments.optimum import Problem, solve
+from experiments.optimum import Problem, gain, solve
 from ranker.calibration import STEPS, Wish, personal, rerank, settled, to_target
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Calibration, Config, Graded, Objective
@@ -157,26 +157,52 @@ def test_greedy_reaches_at_least_its_guaranteed_share_of_the_optimum(seed, stren
     assert (1 - 1 / np.e) * optimum - 1e-9 <= reached <= optimum + 1e-9
 
 
-@given(st.integers(0, 10**6), st.floats(0, 1), st.integers(1, 12))
-@settings(max_examples=60, deadline=None)
-def test_the_incremental_terms_give_what_plain_greedy_gives(seed, strength, slots):
-    utility, interests, target = small_case(seed, items=12)
-    order = list(np.argsort(-utility, kind="stable"))
-    picked: list[int] = []
-    spread = utility.max() - utility.min()
-    scaled = (utility - utility.min()) / spread
-
-    def gain(n):
-        held = 0.99 * interests[[*picked, n]].sum(0) / slots + 0.01 * target
-        return (1 - strength) * scaled[n] / slots + strength * float(target @ np.log(held))
-
-    for _ in range(slots):
+def plainly(utility, interests, target, *, slots, strength, divergence, pinned=(), floor=False):
+    """Greedy written from its definition, without any increments: the rows as they are picked."""
+    order = np.argsort(-utility, kind="stable").tolist()
+    scaled = (utility - utility.min()) / np.ptp(utility)
+    held, owed = interests > 0, np.floor(slots * target + 1e-9)
+    owed = np.minimum(owed, held.sum(0)) if floor else owed * 0
+    picked = list(pinned)
+    while len(picked) < slots:
+        due = np.maximum(0, owed - held[picked].sum(0))
         left = [n for n in order if n not in picked]
-        picked.append(max(left, key=lambda n: round(gain(n), 12)))
-    chosen = rerank(utility, interests, target, slots=slots, strength=strength)
-    assert len(set(chosen.tolist())) == slots
-    assert (np.diff(utility[chosen]) <= 0).all()
-    assert set(chosen.tolist()) == set(picked)
+        if due.sum() >= slots - len(picked):
+            left = [n for n in left if held[n, due > 0].any()] or left
+
+        def value(n):
+            shown = 0.99 * interests[[*picked, n]].sum(0) / slots + 0.01 * target
+            return (1 - strength) * scaled[n] / slots + strength * gain(shown, target, divergence).sum()
+
+        values = np.array([value(n) for n in left])
+        picked.append(left[int((values >= values.max() - 1e-12).argmax())])
+    return picked
+
+
+@given(
+    st.integers(0, 10**6),
+    st.fixed_dictionaries(
+        {
+            "slots": st.integers(3, 12),
+            "strength": st.floats(0.01, 1),
+            "divergence": st.sampled_from(DIVERGENCES),
+            "pinned": st.lists(st.integers(0, 15), max_size=3, unique=True),
+            "floor": st.booleans(),
+        }
+    ),
+)
+@settings(max_examples=100, deadline=None)
+def test_the_incremental_terms_pick_what_plain_greedy_picks(seed, how):
+    utility, interests, target = small_case(seed, items=11, categories=6)
+    twice = np.arange(16) % 11  # some candidates are each other's equal: the first one is taken
+    utility, interests, target[seed % 6] = utility[twice], interests[twice], 0.0  # one category is not wanted
+    target /= target.sum()
+    picked = plainly(utility, interests, target, **how)
+    assert rerank(utility, interests, target, **how, order=1.0).tolist() == picked
+    shown = rerank(utility, interests, target, **how).tolist()
+    pins = len(how["pinned"])
+    place = np.argsort(-utility, kind="stable").tolist().index
+    assert shown == [*picked[:pins], *sorted(picked[pins:], key=place)]
 
 
 @given(arrays(np.float64, 5, elements=st.floats(0, 1)), arrays(np.float64, 5, elements=st.floats(0, 1)))
@@ -286,6 +312,17 @@ def test_order_goes_from_that_of_utility_to_that_of_greedy_and_minorities_rise()
     assert seen[0] < seen[0.5] <= seen[1]
 
 
+def halved(reaches) -> float:
+    """Plain bisection."""
+    low, high = 0, STEPS
+    if reaches(0.0) or not reaches(1.0):
+        return 0.0 if reaches(0.0) else 1.0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reaches(middle / STEPS) else (middle, high)
+    return high / STEPS
+
+
 @given(st.integers(0, 10**6), st.floats(0, 2))
 @settings(max_examples=40, deadline=None)
 def test_a_target_is_met_by_the_smallest_lambda_that_meets_it_within_a_step(seed, target):
@@ -296,6 +333,7 @@ def test_a_target_is_met_by_the_smallest_lambda_that_meets_it_within_a_step(seed
         return miscalibration(profile_C, shares(interests[rerank(utility, interests, profile_C, slots=5, strength=at)]))
 
     assert chosen.tolist() == rerank(utility, interests, profile_C, slots=5, strength=strength).tolist()
+    assert strength == halved(lambda at: far(at) <= target)
     if far(1.0) > target and far(0.0) > target:
         assert strength == 1
     else:
