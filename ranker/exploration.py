@@ -8,6 +8,7 @@ drawn, D posterior draws, N scored candidates, K base rewards, B sets of variate
 radlinski2006minimally for swaps of neighbours.
 """
 
+import functools
 import random
 import zlib
 from dataclasses import dataclass
@@ -100,18 +101,18 @@ def odds_of(utility_DM: Floats, window: int, uniform: float) -> Odds:
         [[0, 2]]
     """
     size = utility_DM.shape[1]
-    wins_DW = np.empty((len(utility_DM), window), np.int64)
-    wins_DW[:] = np.arange(window)
+    below_DX = np.empty((len(utility_DM), window + 1), utility_DM.dtype)  # the best beyond, then places upwards
     if size > window:
         tail_D = utility_DM[:, window:].argmax(1) + window
-        beyond_D1 = np.take_along_axis(utility_DM, tail_D[:, None], 1)
+        below_DX[:, 0] = utility_DM[np.arange(len(tail_D)), tail_D]
     else:
         tail_D = np.full(len(utility_DM), size - 1)
-        beyond_D1 = np.full((len(utility_DM), 1), -np.inf)
+        below_DX[:, 0] = -np.inf
+    below_DX[:, 1:] = utility_DM[:, window - 1 :: -1]
     # from below upwards: a candidate that is no worse than all below it wins for its place and those above it, until
     # a better one comes
-    best_DW = np.maximum.accumulate(np.concatenate([beyond_D1, utility_DM[:, window - 1 : None : -1]], 1), 1)[:, ::-1]
-    wins_DW = np.where(utility_DM[:, :window] >= best_DW[:, 1:], wins_DW, tail_D[:, None])
+    best_DW = np.maximum.accumulate(below_DX, 1)[:, -2::-1]
+    wins_DW = np.where(utility_DM[:, :window] >= best_DW, np.arange(window), tail_D[:, None])
     wins_DW = np.minimum.accumulate(wins_DW[:, ::-1], 1)[:, ::-1]
     return Odds(wins_DW=wins_DW, size=size, uniform=uniform)
 
@@ -185,6 +186,8 @@ def _chances(
                 chance_S[end] += each
         return chance_S
     window = odds.wins_DW.shape[1]
+    if not moved:  # what most slates come to
+        return _unmoved(places, window, odds.size, odds.uniform, share=share, each=each).chances(odds.wins_DW)
     rate, number_M = share / window, np.arange(places)
     total_S = rate * odds.total(places)
     kept_W = rate * odds.of(number_M[:window], number_M[:window])
@@ -195,11 +198,6 @@ def _chances(
     push_S[-1] = 0  # out of the slate
     neighbours_S = np.full(places, 2.0)
     neighbours_S[[0, -1]] = min(places - 1, 1)
-    if not moved:  # what most slates come to, without the lookups
-        pairs = min(window, places - 1)
-        chance_S = (1 - each * neighbours_S) * stay_S + each * push_S
-        chance_S[1 : pairs + 1] += each * rate * odds.of(number_M[:pairs], number_M[1 : pairs + 1])
-        return chance_S
     # one more candidate, that from beyond: it stands nowhere unless it was drawn
     stay_X, push_X = np.append(stay_S, 0), np.append(push_S, 0)
     m_S, place_3S = np.minimum(number_S, places), number_M + _AROUND
@@ -208,6 +206,54 @@ def _chances(
     at_3S += up_3S * rate * odds.of(np.where(up_3S, place_3S, 0), number_S)
     found: NDArray[np.float64] = (1 - each * neighbours_S) * at_3S[1] + each * (at_3S[0] + at_3S[2])
     return found
+
+
+class _Unmoved(NamedTuple):
+    """What `_chances` comes to for a slate that stands as it did, laid out once for all slates of a shape.
+
+    All of it is linear in how often each candidate won each place; the rest depends on the shape alone.
+    """
+
+    rest_S: NDArray[np.float64]
+    own_S: NDArray[np.float64]
+    above_S: NDArray[np.float64]
+    cell_W: NDArray[np.int64]
+    a_win: float
+    each: float
+
+    def chances(self, wins_DW: NDArray[np.int64]) -> NDArray[np.float64]:
+        """P(item m at place m), (S,)."""
+        (draws, window), places = wins_DW.shape, len(self.rest_S)
+        # a line for each place, a column for each of the slate's items and one for all beyond
+        counts_X = np.bincount((np.minimum(wins_DW, places) + self.cell_W).ravel(), minlength=window * (places + 1))
+        wins_S = counts_X.reshape(window, places + 1).sum(0)[:places]
+        moved_S: NDArray[np.float64] = self.above_S * wins_S.cumsum()
+        moved_S -= self.own_S * wins_S
+        moved_S[:window] += self.own_S[:window] * counts_X[:: places + 2][:window]
+        neighbour_X = counts_X[1 :: places + 2][: min(window, places - 1)]
+        moved_S[1 : len(neighbour_X) + 1] += self.each * neighbour_X
+        moved_S *= self.a_win / draws
+        moved_S += self.rest_S
+        return moved_S
+
+
+@functools.lru_cache(maxsize=256)
+def _unmoved(places: int, window: int, size: int, uniform: float, *, share: float, each: float) -> _Unmoved:
+    rate, number_S = share / window, np.arange(places)
+    evenly_W = rate * uniform / (size - number_S[:window])
+    total_S = np.zeros(places)
+    total_S[:window] = evenly_W
+    total_S = total_S.cumsum()
+    push_S = share - total_S.cumsum() - rate * np.maximum(window - 1 - number_S, 0)
+    own_S = 1 - each * np.full(places, 2.0)
+    own_S[[0, -1]] = 1 - each * min(places - 1, 1)
+    above_S = own_S - each
+    above_S[-1] = own_S[-1]  # pushed out of the slate, and so not there to be exchanged
+    rest_S = own_S * (1 - total_S) - above_S * push_S
+    rest_S[:window] += own_S[:window] * evenly_W
+    rest_S[1 : min(window, places - 1) + 1] += each * evenly_W[: places - 1]
+    cell_W = np.arange(window) * (places + 1)
+    return _Unmoved(rest_S, own_S, above_S, cell_W, rate * (1 - uniform), each)
 
 
 class Explorer:

@@ -73,6 +73,7 @@ def draw(
         if need <= 0 or done >= count:
             continue
         rows = members(c)
+        rows = rows[rows < len(taken_N)]  # more may have come meanwhile
         if among is not None:
             rows = rows[among.has(rows.astype(np.int64))]
         some = share_N[rows[:256]]
