@@ -1,10 +1,13 @@
 """What is stored about a user: version-free evidence, from which every version derives its own taste.
 
 `fold` is pure and serves profiles and trainer alike, so both hold the same evidence after the same events.
-Group labels are dropped here: nothing downstream of the evidence can see them. State is bounded per user.
+Group labels are dropped here: nothing downstream of the evidence can see them. State is bounded per user: of the acts
+that the history has no place for, a sample stays (`Past`).
 """
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from hashlib import blake2b
+from math import log2
 
 import msgspec
 from msgspec import Struct
@@ -14,6 +17,9 @@ from ranker.events import Comparison, Event, Forget, Interaction, Summary, User,
 HISTORY = 100
 ANSWERS = 200
 RECENT = 64
+PAST = 64
+#: an older act counts half as much after this time, in ms
+LIFE_MS = 365 * 86_400_000
 
 
 class Act(Struct, frozen=True, array_like=True, gc=False):
@@ -52,6 +58,27 @@ class Mean(Struct, frozen=True, array_like=True, gc=False):
     total: float = 0.0
 
 
+class Past(Struct, frozen=True, array_like=True, gc=False):
+    """A sample of the acts that are older than the history, to weigh what it leaves out.
+
+    A priority sample: an act's expiry is its time and a lifetime drawn from its own name, and the PAST latest stay. One
+    that counts as if it were done at `floor`, where it was done earlier, stands for those that did not stay, so that
+    weighed by 0.5 ** (age / LIFE_MS) any sum over the sample estimates, without bias, the same over all of them.
+
+    Attributes:
+        acts: by expiry, the next to go first.
+        floor: the latest expiry among those that did not stay, in ms; 0 where all did.
+
+    Source: duffield2007priority, with weights that double each LIFE_MS.
+    """
+
+    acts: tuple[Act, ...] = ()
+    floor: int = 0
+
+
+NOTHING = Past()
+
+
 class Evidence(Struct, frozen=True, array_like=True):
     """All that is kept of one user, oldest first; `recent` holds the last event ids, for dedup."""
 
@@ -62,6 +89,7 @@ class Evidence(Struct, frozen=True, array_like=True):
     means: dict[str, Mean] = {}
     recent: tuple[str, ...] = ()
     updated: int = 0
+    past: Past = NOTHING
 
     def mean(self, kind: str) -> float | None:
         """The user's mean value of interactions of this type, None before the first."""
@@ -106,10 +134,12 @@ def fold(evidence: Evidence, event: Event, *, groups: frozenset[str] = frozenset
     if not isinstance(event, Interaction | Comparison | Summary | User) or event.id in evidence.recent:
         return evidence
     fields, history, answers = evidence.fields, evidence.history, evidence.answers
-    words, means = evidence.words, evidence.means
+    words, means, past = evidence.words, evidence.means, evidence.past
     if isinstance(event, Interaction):
         act = Act(event.item, event.type, event.time, event.value)
-        history = _placed(history, act)[-HISTORY:]
+        history = _placed(history, act)
+        if len(history) > HISTORY:
+            history, past = history[1:], _sampled(past, history[0])
         if event.value is not None:
             mean = means.get(event.type, Mean())
             means = {**means, event.type: Mean(mean.count + 1, mean.total + event.value)}
@@ -139,7 +169,14 @@ def fold(evidence: Evidence, event: Event, *, groups: frozenset[str] = frozenset
         means,
         (*evidence.recent, event.id)[-RECENT:],
         max(evidence.updated, event.time),
+        past,
     )
+
+
+def expiry(act: Act) -> int:
+    """When an older act is let go, in ms: its time, and a lifetime that halves in chance each LIFE_MS."""
+    named = blake2b(f"{act.item}\0{act.type}\0{act.time}".encode(), digest_size=4).digest()
+    return act.time - int(LIFE_MS * log2((int.from_bytes(named) + 0.5) / 2**32))
 
 
 def _placed(history: tuple[Act, ...], act: Act) -> tuple[Act, ...]:
@@ -147,3 +184,13 @@ def _placed(history: tuple[Act, ...], act: Act) -> tuple[Act, ...]:
         return (*history, act)
     place = bisect_right(history, act.time, key=lambda other: other.time)
     return (*history[:place], act, *history[place:])
+
+
+def _sampled(past: Past, act: Act) -> Past:
+    ends = expiry(act)
+    full = len(past.acts) >= PAST
+    if full and ends <= expiry(past.acts[0]):
+        return past if ends <= past.floor else Past(past.acts, ends)
+    place = bisect_left(past.acts, ends, key=expiry)
+    acts = (*past.acts[:place], act, *past.acts[place:])
+    return Past(acts[1:], expiry(acts[0])) if full else Past(acts, past.floor)

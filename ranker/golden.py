@@ -21,7 +21,7 @@ from ranker.catalogue import Catalogue, Item
 from ranker.config import Config
 from ranker.errors import RegistryError
 from ranker.events import Value
-from ranker.evidence import Act, Evidence
+from ranker.evidence import NOTHING, Act, Evidence
 from ranker.inference import Inference
 
 #: the same weights may differ by this much (absolute, and relative for values): bf16 here, float32 there
@@ -60,7 +60,9 @@ class Golden:
             msgspec.structs.replace(
                 case,
                 items=case.items[:ITEMS],
-                evidence=msgspec.structs.replace(case.evidence, history=case.evidence.history[-ACTS:], recent=()),
+                evidence=msgspec.structs.replace(
+                    case.evidence, history=case.evidence.history[-ACTS:], recent=(), past=NOTHING
+                ),
             )
             for case in list(cases)[:CASES]
         ]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ranker.catalogue import Catalogue
 from ranker.config import Objective
-from ranker.evidence import Act, Evidence
+from ranker.evidence import LIFE_MS, Act, Evidence
 
 Floats = NDArray[np.floating]
 
@@ -44,15 +44,31 @@ def profile(
     Source: steck2018calibrated, eq. 2, and the prior of his section 5 as pseudo acts; the weighting is ours.
     """
     interests_NC = catalogue.interests_NC  # once: another thread may be adding items
-    target_C = np.zeros(interests_NC.shape[1])
-    kept = _positive(evidence, catalogue, now, objectives, known=len(interests_NC))
-    rows_H, weights_H = _decayed(kept, half_life)
-    if rows_H.size and target_C.size:
-        target_C = weights_H @ interests_NC[rows_H]
-    if population_C is not None:
-        target_C[: population_C.size] += pseudo_acts * population_C[: target_C.size]
-    total = target_C.sum()
-    return target_C / total if total > 0 else target_C
+    kept = _positive(evidence, evidence.history, catalogue, now, objectives, known=len(interests_NC))
+    return _shares(kept, interests_NC, half_life, population_C, pseudo_acts)
+
+
+def long_term(
+    evidence: Evidence,
+    catalogue: Catalogue,
+    now: int,
+    *,
+    objectives: Sequence[Objective] = (),
+    population_C: Floats | None = None,
+    pseudo_acts: float = 5.0,
+) -> NDArray[np.float64]:
+    """The same as `profile` over all that was ever done, fading by LIFE_MS: who she is, less what she does of late.
+
+    What has left the history is weighed by its sample (`evidence.Past`), so its shares are estimates.
+
+    Shapes: returns (C,), summing to 1, or all zeros where nothing is known.
+    """
+    interests_NC, past = catalogue.interests_NC, evidence.past
+    kept = _positive(evidence, evidence.history, catalogue, now, objectives, known=len(interests_NC))
+    if past.acts:
+        older = _positive(evidence, past.acts, catalogue, now, objectives, known=len(interests_NC))
+        kept += [(row, max(time, past.floor), weight) for row, time, weight in older]
+    return _shares(kept, interests_NC, LIFE_MS, population_C, pseudo_acts)
 
 
 def effective_acts(
@@ -76,7 +92,8 @@ def effective_acts(
         >>> effective_acts(Evidence(history=history), known, 5)
         2.0
     """
-    _, weights_H = _decayed(_positive(evidence, catalogue, now, objectives, known=len(catalogue)), half_life)
+    kept = _positive(evidence, evidence.history, catalogue, now, objectives, known=len(catalogue))
+    _, weights_H = _decayed(kept, half_life)
     return float(weights_H.sum() ** 2 / (weights_H @ weights_H)) if weights_H.size else 0.0
 
 
@@ -120,13 +137,19 @@ def worth(act: Act, evidence: Evidence, objectives: Sequence[Objective]) -> floa
 
 
 def _positive(
-    evidence: Evidence, catalogue: Catalogue, now: int, objectives: Sequence[Objective], *, known: int
+    evidence: Evidence,
+    acts: Sequence[Act],
+    catalogue: Catalogue,
+    now: int,
+    objectives: Sequence[Objective],
+    *,
+    known: int,
 ) -> list[tuple[int, int, float]]:
     """Row (below `known`), time and weight of the acts that count; each kind of act is weighed once."""
     rows = catalogue.rows
     weights: dict[tuple[str, float | None], float] = {}
     kept = []
-    for act in evidence.history:
+    for act in acts:
         kind = (act.type, act.value)
         weight = weights.get(kind)
         if weight is None:
@@ -134,6 +157,23 @@ def _positive(
         if weight > 0 and act.time <= now and 0 <= (row := rows.get(act.item, -1)) < known:
             kept.append((row, act.time, weight))
     return kept
+
+
+def _shares(
+    kept: Sequence[tuple[int, int, float]],
+    interests_NC: NDArray[np.float32],
+    half_life: float,
+    population_C: Floats | None,
+    pseudo_acts: float,
+) -> NDArray[np.float64]:
+    target_C = np.zeros(interests_NC.shape[1])
+    rows_H, weights_H = _decayed(kept, half_life)
+    if rows_H.size and target_C.size:
+        target_C = weights_H @ interests_NC[rows_H]
+    if population_C is not None:
+        target_C[: population_C.size] += pseudo_acts * population_C[: target_C.size]
+    total = target_C.sum()
+    return target_C / total if total > 0 else target_C
 
 
 def _decayed(kept: Sequence[tuple[int, int, float]], half_life: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -415,4 +415,5 @@ def _as_of(evidence: Evidence, time: int, held: Iterable[_Held]) -> Evidence:
         answers=tuple(answer for answer in evidence.answers if answer.time <= time),
         means=means,
         updated=min(evidence.updated, time),
+        past=replace(evidence.past, acts=tuple(act for act in evidence.past.acts if act.time <= time)),
     )

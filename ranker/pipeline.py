@@ -31,7 +31,7 @@ from ranker.events import MAX_ITEMS, Value
 from ranker.evidence import EMPTY, Evidence
 from ranker.exploration import Explorer
 from ranker.index import Among
-from ranker.interests import effective_acts, profile
+from ranker.interests import effective_acts, long_term, profile
 from ranker.summary import profiled
 from ranker.taste import Taste, fuse
 
@@ -502,27 +502,20 @@ class Pipeline:
         """The interests to hold: those of the history that was not struck, held near her long-term ones, and what the
         user wrote; the same as they are of late; and how far they were held back.
         """
-        known, declared, bound = self.inference.masked(evidence), self.config.calibration, self.config.guard.drift
-
-        def asked(half_life: float) -> NDArray[np.float64]:
-            return profile(
-                known,
-                self.catalogue,
-                now,
-                objectives=self.config.objectives,
-                half_life=half_life * 1000,
-                # of whom nothing is known has no interests to hold, not the population's
-                population_C=self.inference.population_C if declared.pseudo_acts and known.history else None,
-                pseudo_acts=declared.pseudo_acts,
-            )
-
-        recent_C, drift = asked(declared.half_life), None
-        held_C = recent_C
-        # fading moves shares by no more than the oldest act has faded
-        if known.history and 1 - 0.5 ** (_span(known) / declared.half_life) > bound:
-            held_C, drift = guard.capped(
-                recent_C, asked(math.inf)[: recent_C.size], bound
-            )  # more may have come meanwhile
+        known, declared, policy = self.inference.masked(evidence), self.config.calibration, self.config.guard
+        smoothed: dict[str, Any] = {
+            "objectives": self.config.objectives,
+            # of whom nothing is known has no interests to hold, not the population's
+            "population_C": self.inference.population_C if declared.pseudo_acts and known.history else None,
+            "pseudo_acts": declared.pseudo_acts,
+        }
+        recent_C = profile(known, self.catalogue, now, half_life=declared.half_life * 1000, **smoothed)
+        held_C, drift = recent_C, None
+        # without older acts, fading moves shares by no more than the oldest has faded
+        faded = 1 - 0.5 ** (_span(known) / declared.half_life) if known.history else 0.0
+        if policy.on and (known.past.acts or faded > policy.drift):
+            long_C = long_term(known, self.catalogue, now, **smoothed)[: recent_C.size]  # more may have come meanwhile
+            held_C, drift = guard.capped(recent_C, long_C, policy.drift)
         words = evidence.words
         if not (words.likes or words.avoids):
             return held_C, recent_C, drift

@@ -306,11 +306,17 @@ def masked(evidence: Evidence, vocabulary: Vocabulary) -> Evidence:
     struck = {struck_key(key)[1] for key in evidence.words.struck}
     if not struck or not evidence.history:
         return evidence
-    behind_A = vocabulary.carriers([act.item for act in evidence.history], struck)
-    if not behind_A.any():
+    acts = (*evidence.history, *evidence.past.acts)
+    gone = vocabulary.carriers([act.item for act in acts], struck).tolist()
+    if True not in gone:
         return evidence
-    kept = tuple(act for act, gone in zip(evidence.history, behind_A.tolist(), strict=True) if not gone)
-    return replace(evidence, history=kept)
+    kept = list(zip(acts, gone, strict=True))
+    history, past = kept[: len(evidence.history)], kept[len(evidence.history) :]
+    return replace(
+        evidence,
+        history=tuple(act for act, away in history if not away),
+        past=replace(evidence.past, acts=tuple(act for act, away in past if not away)),
+    )
 
 
 def words_factor(words: Words, tags: Tags, summariser: Summariser, space: Space, before: Factor) -> Factor:

@@ -341,7 +341,7 @@ class People:
         )
         token = await self._replica.write([event])
         removed = {
-            "history": len(evidence.history),
+            "history": len(evidence.history) + len(evidence.past.acts),
             "answers": len(evidence.answers),
             "words": len(evidence.words.likes) + len(evidence.words.avoids) + len(evidence.words.struck),
             "fields": len(evidence.fields),

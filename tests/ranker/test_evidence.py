@@ -1,8 +1,11 @@
+import msgspec
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ranker.events import Comparison, Field, Forget, Interaction, Summary, User
-from ranker.evidence import ANSWERS, EMPTY, HISTORY, RECENT, Evidence, fold, pack, unpack
+from ranker.evidence import ANSWERS, EMPTY, HISTORY, LIFE_MS, PAST, RECENT, Act, Evidence, expiry, fold, pack, unpack
 
 
 def click(number, time=None, value=None):
@@ -36,10 +39,40 @@ def test_a_repeated_event_changes_nothing(numbers):
 def test_state_is_bounded():
     evidence = folded(*(click(n) for n in range(HISTORY + 50)))
     assert len(evidence.history) == HISTORY
+    assert (len(evidence.past.acts), evidence.past.floor) == (50, 0)
     assert evidence.history[-1].item == f"i{HISTORY + 49}"
     assert len(evidence.recent) == RECENT
     answers = [Comparison(id=str(n), timestamp=n, user="u", preferred="a", over="b") for n in range(ANSWERS + 5)]
     assert len(folded(*answers).answers) == ANSWERS
+
+
+def test_of_older_acts_the_latest_to_expire_stay_and_the_floor_is_the_last_that_did_not():
+    many = 5 * (HISTORY + PAST)
+    evidence = folded(*(click(n, time=n * LIFE_MS // 100) for n in range(many)))
+    older = sorted((Act(f"i{n}", "c", n * LIFE_MS // 100) for n in range(many - HISTORY)), key=expiry)
+    assert list(evidence.past.acts) == older[-PAST:]
+    assert evidence.past.floor == expiry(older[-PAST - 1])
+    assert folded(*(click(n) for n in range(HISTORY))).past.acts == ()
+
+
+def test_the_sample_weighs_as_much_as_what_it_stands_for():
+    def mass(times):
+        return np.exp2((np.asarray(times) - last) / LIFE_MS).sum()
+
+    ratios = []
+    for person in range(30):
+        acts = [click(1000 * person + n, time=n * LIFE_MS // 400) for n in range(900)]
+        evidence = folded(*acts)
+        last = acts[-1].time
+        sampled = mass([max(act.time, evidence.past.floor) for act in evidence.past.acts])
+        ratios.append(sampled / mass([act.time for act in acts[:-HISTORY]]))
+    assert np.mean(ratios) == pytest.approx(1, abs=0.07)  # each has a spread of about 1 / sqrt(PAST)
+
+
+def test_evidence_of_before_there_was_a_sample_is_read():
+    evidence = folded(click(1), click(2, value=3.0))
+    shorter = msgspec.msgpack.encode(msgspec.msgpack.decode(pack(evidence))[:-1])
+    assert unpack(shorter) == evidence
 
 
 def test_group_labels_never_enter_the_evidence():
@@ -68,7 +101,7 @@ def test_words_replace_words_and_means_follow_the_users_own_scale():
 
 
 def test_forget_leaves_nothing():
-    assert fold(folded(click(1)), Forget(id="f", timestamp=9, user="u")) == EMPTY
+    assert fold(folded(*(click(n) for n in range(HISTORY + 2))), Forget(id="f", timestamp=9, user="u")) == EMPTY
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.none() | st.floats(-5, 5)), max_size=20))

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, Objective
-from ranker.evidence import EMPTY, Act, Evidence
-from ranker.interests import HALF_LIFE_MS, effective_acts, population, profile
+from ranker.events import Interaction
+from ranker.evidence import EMPTY, HISTORY, LIFE_MS, Act, Evidence, Past, fold
+from ranker.interests import HALF_LIFE_MS, effective_acts, long_term, population, profile
 
 LIKE = Objective(name="like", event="like")
 
@@ -27,6 +28,28 @@ def test_acts_of_equal_weight_count_fully_and_faded_ones_little():
     old = Evidence(history=(Act("a", "like", 0), Act("b", "like", now)))
     assert effective_acts(old, catalogue(), now) == pytest.approx(1, abs=0.01)
     assert effective_acts(EMPTY, catalogue(), now) == 0
+
+
+def test_the_long_term_self_outlasts_the_history():
+    evidence = EMPTY
+    for n in range(4 * HISTORY):  # a year of drama and comedy in turn, then two months of comedy alone
+        item = "b" if n >= 3 * HISTORY else "ab"[n % 2]
+        step = LIFE_MS // 300 if n < 3 * HISTORY else LIFE_MS // 600
+        click = Interaction(id=f"e{n}", timestamp=evidence.updated + step, user="u", item=item, type="like")
+        evidence = fold(evidence, click)
+    assert profile(evidence, catalogue(), evidence.updated).tolist() == [0, 1]
+    weight = np.exp2(-((np.arange(300)[::-1] + 0.5) / 300 + 1 / 6))
+    drama = weight[::2].sum() / (weight.sum() + 94)
+    assert long_term(evidence, catalogue(), evidence.updated)[0] == pytest.approx(drama, abs=0.08)
+
+
+def test_what_stayed_of_the_past_counts_as_if_it_were_done_at_the_floor():
+    now = 10 * LIFE_MS
+    past = Past((Act("b", "like", now - 5 * LIFE_MS), Act("b", "like", now + 1)), floor=now - LIFE_MS)
+    known = Evidence(history=(Act("a", "like", now),), past=past)
+    assert long_term(known, catalogue(), now) == pytest.approx([2 / 3, 1 / 3])  # what lies ahead is left out
+    assert long_term(Evidence(history=known.history), catalogue(), now).tolist() == [1, 0]
+    assert long_term(EMPTY, catalogue(), now).tolist() == [0, 0]
 
 
 @given(st.lists(st.integers(0, 5 * HALF_LIFE_MS), min_size=1, max_size=20))

@@ -10,7 +10,7 @@ from ranker import config, evidence
 from ranker.config import Config
 from ranker.errors import ConfigError
 from ranker.events import Event, Field, Forget, Interaction, Item, Ranking, Shown, User
-from ranker.join import KEEP, Example, Joiner
+from ranker.join import KEEP, Example, Joiner, _as_of
 from ranker.slates import Foreseen
 
 CONFIG = config.parse(
@@ -114,6 +114,14 @@ def test_feedback_before_its_ranking_waits_for_it_and_stays_out_of_the_snapshot(
     assert closing.evidence.mean("rate") == 3
     assert closing.evidence.mean("dwell") is None
     assert closing.evidence.updated <= closing.time
+
+
+def test_of_the_older_acts_too_only_what_lay_before_a_slate_is_its_evidence() -> None:
+    known = evidence.EMPTY
+    for number in range(evidence.HISTORY + 40):
+        known = evidence.fold(known, act("view", f"{number}", 10 * number))
+    assert {older.time for older in _as_of(known, 200, []).past.acts} == {10 * number for number in range(21)}
+    assert _as_of(known, 2000, []) is known
 
 
 def test_grades_outside_of_rankings_are_judged_by_the_mean_before_them() -> None:

@@ -383,10 +383,11 @@ def test_interests_of_late_are_held_near_the_long_term_ones():
     free = guarded(drift=1.0, novelty=0.0).rank(request, evidence)
     held = guarded(drift=0.2, novelty=0.0).rank(request, evidence)
     assert free.profile["noir"] == pytest.approx(0.99, abs=0.01)
-    assert held.profile == pytest.approx({"noir": 0.7, "action": 0.3})
+    long = 1 / (1 + 0.5 ** (199 / 365))
+    assert held.profile == pytest.approx({"noir": long + 0.2, "action": 0.8 - long})
     (drift,) = held.interventions
     assert drift.kind == "drift"
-    assert drift.numbers["distance_before"] == pytest.approx(free.profile["noir"] - 0.5)
+    assert drift.numbers["distance_before"] == pytest.approx(free.profile["noir"] - long)
     lifted = guarded(drift=0.2, novelty=0.0).rank(dataclasses.replace(request, guard=False), evidence)
     assert lifted.profile == pytest.approx(free.profile)
     assert guarded(drift=0.2, novelty=0.0).rank(request, Evidence(history=tuple(new))).interventions == ()

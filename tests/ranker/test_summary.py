@@ -6,10 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Objective, parse
-from ranker.evidence import Act, Evidence, Mean, Words
+from ranker.evidence import Act, Evidence, Mean, Past, Words
 from ranker.summary import (
     EDIT,
     Batch,
@@ -169,7 +170,9 @@ def test_striking_never_leaves_acts_behind_it(seed, struck, signed):
     vocabulary, _, _ = world()
     keys = tuple(f"likes genre={genre}" if signed else f"genre={genre}" for genre in struck)
     evidence = person(seed, words=Words(struck=keys))
+    evidence = replace(evidence, past=Past(tuple(reversed(evidence.history)), floor=7))
     left = masked(evidence, vocabulary)
+    assert left.past == Past(tuple(reversed(left.history)), floor=7)
     kinds = {
         act.item: vocabulary.catalogue.items[vocabulary.catalogue.rows[act.item]].fields["genre"]
         for act in evidence.history
