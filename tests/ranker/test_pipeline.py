@@ -12,7 +12,7 @@ from ranker.catalogue import Catalogue, Item
 from ranker.config import Calibration, Config, Exploration, Guard, Inputs, Objective, Preference, Serving
 from ranker.errors import RequestError
 from ranker.events import Interaction
-from ranker.evidence import EMPTY, Act, Answer, Evidence, fold
+from ranker.evidence import EMPTY, Act, Answer, Evidence, Past, fold
 from ranker.inference import Inference
 from ranker.model import Model
 from ranker.pipeline import MOMENT_MS, Pipeline, Request
@@ -391,3 +391,6 @@ def test_interests_of_late_are_held_near_the_long_term_ones():
     lifted = guarded(drift=0.2, novelty=0.0).rank(dataclasses.replace(request, guard=False), evidence)
     assert lifted.profile == pytest.approx(free.profile)
     assert guarded(drift=0.2, novelty=0.0).rank(request, Evidence(history=tuple(new))).interventions == ()
+    # a history of one day, and what was done before it
+    older = Evidence(history=tuple(new), past=Past(tuple(old)))
+    assert guarded(drift=0.2, novelty=0.0).rank(request, older).profile == pytest.approx(held.profile)
