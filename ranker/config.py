@@ -119,6 +119,7 @@ class Guard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         on: false lifts all bounds.
         gap: how far P(preferred to a typical item), over a slate, may lie above the population's; 1 lifts it.
         drift: how far the interests asked for may lie from the person's long-term ones, in total variation; 1 lifts it.
+            A hundred acts are known to about .1, so less than that holds back mostly what is chance.
         novelty: at least this share of the slate, in whole places, lies outside of the dominant interests; 0 lifts it.
         dominant: the interests that hold this share of a profile, largest first, are its dominant ones.
     """
@@ -126,7 +127,7 @@ class Guard(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     on: bool = True
     gap: Share = 0.15
     drift: Share = 0.1
-    novelty: Share = 0.2
+    novelty: Share = 0.1
     dominant: Annotated[float, Meta(gt=0, le=1)] = 0.8
 
 

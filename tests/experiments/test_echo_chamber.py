@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from experiments import echo_chamber
-from experiments.echo_chamber import METRICS, Given, People, Recipe
+from experiments.drifting import Given, People, Recipe
+from experiments.echo_chamber import METRICS
 from ranker.config import Guard
 from ranker.evidence import EMPTY, Act, Evidence
 from ranker.taste import Factor
@@ -50,8 +51,32 @@ def test_the_loop_measures_every_arm_by_month_and_repeats():
     assert found.row("pooled", "homogeneity").mean == 1  # everybody is shown the same
     assert found.row("personal", "homogeneity").mean < 1
     assert found.row("plurank", "blend_share").mean > 0
-    assert "gap at most 0.00" in found.criterion
+    assert "over 0.00" in found.criterion
     assert echo_chamber.run(seeds=(3,), recipe=TINY, guard=Guard(gap=0.0, novelty=0.5)) == found
+
+
+def told(**changed: float) -> list[dict[str, list[dict[str, float]]]]:
+    """Two seeds in which every bound is kept, but for what is changed of plurank."""
+    month = dict.fromkeys((*METRICS, "as_before"), 0.5) | {"over_share": 0.0}
+    kept = month | {"drift": 0.4, "homogeneity": 0.2, "diversity": 0.6, "satisfaction": 0.48}
+    life = {"pooled": [month] * 2, "personal": [month] * 2, "unguarded": [month] * 2, "plurank": [kept, kept | changed]}
+    return [life | {"other": [kept | {"drift": 0.3}] * 2}] * 2
+
+
+def test_the_verdict_takes_every_stated_bound():
+    found = echo_chamber.result(told(), (1, 2), TINY, Guard())
+    assert found.holds
+    assert found.row("plurank", "drift over unguarded").mean == pytest.approx(0.8)
+    assert found.row("other", "drift over unguarded").mean == pytest.approx(0.6)
+    for broken in (
+        {"drift": 0.49},
+        {"homogeneity": 0.3},
+        {"diversity": 0.5},
+        {"over_share": 0.02},
+        {"satisfaction": 0.44},
+        {"as_before": 0.48},
+    ):
+        assert not echo_chamber.result(told(**broken), (1, 2), TINY, Guard()).holds, broken
 
 
 def test_the_picture_has_a_line_for_every_arm_and_metric():
