@@ -90,6 +90,21 @@ class Plain:
     standings: Sequence[Standing]
 
 
+@dataclass(frozen=True, eq=False)
+class Ruling:
+    """What the no-harm rule did: changes of accuracy on validation against the plain model, of each group.
+
+    Attributes:
+        offered_SEG: of the student and of the student moved back (E).
+        served_SG: of what is served, 0 where that is the plain model.
+        plain_S: where it is.
+    """
+
+    offered_SEG: Array
+    served_SG: Array
+    plain_S: Bools
+
+
 def taught(
     stack: Stack, arm: Arm, minority: Sequence[Bools], judges: Sequence[Bools], *, plain: Students, effort: Effort
 ) -> Taught | None:
@@ -119,11 +134,11 @@ def train(
     plain: Plain,
     known: Taught | None,
     effort: Effort,
-) -> tuple[Students, Bools]:
+) -> tuple[Students, Ruling | None]:
     """One model for everybody, trained from scratch on batches of which each group is half.
 
     Returns:
-        Each seed's model that is served, and for which of the seeds it is the plain one.
+        Each seed's model that is served, and what the no-harm rule did where the arm is guarded.
     """
     model, rng = Students(stack.train_SUPK.shape[3], stack.seeds), students.randoms(stack.seeds)
     counts_SG = np.array([(len(own_U) - own_U.sum(), own_U.sum()) for own_U in minority])
@@ -153,9 +168,8 @@ def train(
         if known is None and not arm.guarded:
             found = students.standings(model, stack.valid_SUPK, judges, stack.context)
             best.offer(np.array([np.nansum(each.loss_G) for each in found]))
-    nowhere = np.zeros(len(stack), np.bool_)
     if not arm.guarded:
-        return (model if known is not None else best.restore()), nowhere
+        return (model if known is not None else best.restore()), None
     ends = [students.weights_of(model)]
     judged = [students.standings(model, stack.valid_SUPK, judges, stack.context)]
     power = BACK
@@ -170,7 +184,15 @@ def train(
     ends.append(students.weights_of(plain.model))
     served = [2 if place is None else place for place in chosen]
     model.load_state_dict({name: torch.stack([ends[end][name][s] for s, end in enumerate(served)]) for name in ends[0]})
-    return model, np.array([place is None for place in chosen])
+    return model, _ruling(judged, plain.standings, served)
+
+
+def _ruling(judged: Sequence[Sequence[Standing]], plain: Sequence[Standing], served: Sequence[int]) -> Ruling:
+    accuracy_ESG = np.array([[one.accuracy_G for one in end] for end in (*judged, plain)])
+    change_SEG = (accuracy_ESG - accuracy_ESG[-1]).transpose(1, 0, 2)
+    plain_S = np.array(served) == len(judged)
+    served_SG = np.where(plain_S[:, None], 0.0, change_SEG[np.arange(len(served)), served])
+    return Ruling(change_SEG[:, :-1], served_SG, plain_S)
 
 
 def _losses(

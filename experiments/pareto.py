@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from experiments import arms, grades, personas, report, students, tradeoff
-from experiments.arms import ABLATIONS, ARMS, TOLERANCE, Arm, Effort, Plain
+from experiments.arms import ABLATIONS, ARMS, TOLERANCE, Arm, Effort, Plain, Ruling
 from experiments.grades import Array, Grades
 from experiments.personas import Bools, World
 from experiments.report import Result, Row, over_seeds
@@ -81,13 +81,13 @@ class Measured:
     Attributes:
         right: accuracies of unseen people by arm, (S, U).
         minority, support: of those people.
-        plain: for which seeds an arm served the plain model.
+        rulings: what the no-harm rule did, by guarded arm.
     """
 
     right: dict[str, Array]
     minority: list[Bools]
     support: list[Array]
-    plain: dict[str, Bools]
+    rulings: dict[str, Ruling]
 
 
 def measure(stack: Stack, chosen: dict[str, Arm], *, effort: Effort, found: bool = False) -> Measured:
@@ -109,18 +109,18 @@ def measure(stack: Stack, chosen: dict[str, Arm], *, effort: Effort, found: bool
         name: students.by_person(model, stack.test_SUPK, stack.context)[0]
         for name, model in (("erm", erm), ("erm-fixed", fixed))
     }
-    served: dict[str, Bools] = {}
+    rulings: dict[str, Ruling] = {}
     taught = {}
     for name, arm in chosen.items():
         key = (arm.teachers, arm.privileged)
         if key not in taught:
             taught[key] = arms.taught(stack, arm, train, valid, plain=erm, effort=effort)
-        model, plain_S = arms.train(stack, arm, train, valid, plain=plain, known=taught[key], effort=effort)
+        model, ruling = arms.train(stack, arm, train, valid, plain=plain, known=taught[key], effort=effort)
         right[name] = students.by_person(model, stack.test_SUPK, stack.context)[0]
-        if arm.guarded:
-            served[name] = plain_S
+        if ruling is not None:
+            rulings[name] = ruling
     right["maxmin"] = arms.maxmin(stack, erm, effort)
-    return Measured(right, list(judged), list(support), served)
+    return Measured(right, list(judged), list(support), rulings)
 
 
 def _groups(world: World, found: bool) -> tuple[Bools, Bools, Bools, Array]:
@@ -156,10 +156,23 @@ def collected(measured: Measured, suffix: str = "") -> Values:
                     continue
                 for metric, value in numbers.items():
                     values.setdefault((f"{arm} - {other}", metric + suffix), []).append(value - each[other][metric])
-        for arm, plain_S in measured.plain.items():
-            values.setdefault((arm, "served_plain" + suffix), []).append(float(plain_S[seed]))
+        for arm, ruling in measured.rulings.items():
+            for metric, value in _ruled(ruling, seed, each[arm], each["erm"]).items():
+                values.setdefault((arm, metric + suffix), []).append(value)
         values.setdefault(("erm", "minority_share" + suffix), []).append(float(minority_U.mean()))
     return values
+
+
+def _ruled(ruling: Ruling, seed: int, own: dict[str, float], plain: dict[str, float]) -> dict[str, float]:
+    """What the no-harm rule did in one seed. `harmful`: a group falls by more than the tolerance on validation, by the
+    student before the rule (`_student`), by what is served (`_served`), and among unseen people by that (`_unseen`)."""
+    served_G = ruling.served_SG[seed]
+    unseen_G = np.array([own[name] - plain[name] for name in ACCURACIES])
+    falls = {"student": ruling.offered_SEG[seed, 0], "served": served_G, "unseen": unseen_G}
+    # not "any below": what is not a number counts as harm
+    harmful = {f"harmful_{name}": float(not (fall_G >= -TOLERANCE).all()) for name, fall_G in falls.items()}
+    validated = {f"{name}_validated": value for name, value in zip(ACCURACIES, served_G.tolist(), strict=True)}
+    return {"served_plain": float(ruling.plain_S[seed])} | harmful | validated
 
 
 def run(

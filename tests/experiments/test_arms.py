@@ -156,8 +156,13 @@ def test_where_both_ends_harm_a_group_the_plain_model_is_served_for_that_seed_al
     model = Students(9, [7, 8])
     perfect, hopeless = (Standing(accuracy_G=(each,) * 2, loss_G=(9 * (1 - each),) * 2) for each in (1.0, 0.0))
     plain = Plain(model, [perfect, hopeless])
-    served, which = arms.train(own, Arm(guarded=True), *members(own), plain=plain, known=None, effort=HASTE)
-    assert which.tolist() == [True, False]
+    served, ruling = arms.train(own, Arm(guarded=True), *members(own), plain=plain, known=None, effort=HASTE)
+    assert ruling is not None
+    assert ruling.plain_S.tolist() == [True, False]
+    # the first seed's students would have harmed both groups; what is served in their place harms neither
+    assert (ruling.offered_SEG[0] < -0.005).all()
+    assert ruling.served_SG[0].tolist() == [0, 0]
+    assert any(np.array_equal(ruling.served_SG[1], end_G) for end_G in ruling.offered_SEG[1])
     same = [torch.equal(served.embed[seed], model.embed[seed]) for seed in (0, 1)]
     assert same == [True, False]
 

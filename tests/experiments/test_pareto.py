@@ -63,7 +63,9 @@ def test_a_claim_that_the_intervals_do_not_bear_out_is_named() -> None:
 def test_a_logs_users_are_judged_in_groups_found_by_support() -> None:
     result = pareto.logged(graded(), [0, 1], effort=HASTE)
     assert 0 <= result.row("erm", "minority_share").mean < 0.7
-    assert result.row("pareto", "served_plain").n == 2
+    for arm in ("pareto", "self-distil"):
+        assert result.row(arm, "served_plain").n == 2
+        assert result.row(arm, "harmful_served").high == 0
 
 
 def test_a_logs_declared_groups_are_the_most_common_value_and_all_others() -> None:
