@@ -11,11 +11,14 @@ same window is looked at again and again. Absence of evidence is no pass. Of eac
 The margin is the tolerance, or for a small group what a full window could exclude of it; the verdict names it.
 Catastrophes refuse at once, however few the slates.
 
+Many promotions, each within its margin, may cost a group much in sum. So the candidate is also compared with an anchor,
+an older version that stays the same across promotions, on the latest slates of each group however long ago they were.
+
 Axes: N items of a slate, T objectives, U users.
 """
 
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections import Counter, OrderedDict, deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -23,8 +26,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
-from scipy.stats import t as student
+from scipy.special import ndtr, ndtri, stdtrit
 
 from ranker.config import Config
 from ranker.join import Example
@@ -88,7 +90,22 @@ class Sums:
         groups: Mapping[str, str] | None = None,
         *,
         utility_N: ArrayLike | None = None,
-    ) -> None:
+    ) -> Judged:
+        """Judge one closed slate, as `judged` does, and count it."""
+        found = self.judged(example, probabilities_NT, groups, utility_N=utility_N)
+        self.slates[example.ranking] = found
+        while len(self.slates) > self.window:
+            self.slates.popitem(last=False)
+        return found
+
+    def judged(
+        self,
+        example: Example,
+        probabilities_NT: ArrayLike,
+        groups: Mapping[str, str] | None = None,
+        *,
+        utility_N: ArrayLike | None = None,
+    ) -> Judged:
         """Judge one closed slate by what the version predicted for it before it was learned.
 
         Clicks fall where people look, so plain gains would favour whichever version chose the places. Each gain counts
@@ -115,7 +132,7 @@ class Sums:
         weighed_NT = known_NT / np.maximum(np.asarray(worth_NT, np.float64), 1 / CLIP)
         gain_N, counted_N = (np.clip(utility(self.config, some_NT), 0, None) for some_NT in (known_NT, weighed_NT))
         order = ndcg(gain_N, score_N, counted_N=counted_N) if len(gain_N) > 1 else float("nan")
-        self.slates[example.ranking] = Judged(
+        return Judged(
             user=example.user,
             groups=tuple(f"{name}={value}" for name, value in sorted((groups or {}).items())),
             loss_T=tuple(loss_Nt.sum(0).tolist()),
@@ -127,8 +144,6 @@ class Sums:
             gain=float(utility(self.config, known_NT).sum()),
             acts=float(np.abs(known_NT @ np.diag([objective.weight for objective in self.config.objectives])).sum()),
         )
-        while len(self.slates) > self.window:
-            self.slates.popitem(last=False)
 
     def clear(self) -> None:
         """Forget the window, as after a promotion: the next version is compared with a new one."""
@@ -141,6 +156,88 @@ class Sums:
     def load(self, raw: bytes) -> None:
         """The window out of `state`."""
         self.slates = OrderedDict(msgspec.msgpack.decode(raw, type=list[tuple[str, Judged]]))
+
+
+class Pair(Struct, frozen=True, array_like=True, gc=False):
+    """One slate under two versions, (new, old): what the comparison needs of it."""
+
+    user: str
+    groups: tuple[str, ...]
+    loss: tuple[float, float]
+    ndcg: tuple[float | None, float | None]
+
+    @classmethod
+    def of(cls, new: Judged, old: Judged) -> "Pair":
+        """Out of the same slate judged twice."""
+        return cls(new.user, new.groups, (sum(new.loss_T), sum(old.loss_T)), (new.ndcg, old.ndcg))
+
+
+class Anchor:
+    """An older version and what it and the learner made of the same slates: the latest `full` of each group.
+
+    Args:
+        full: slates kept of each group, and overall; a slate goes when no group needs it.
+        most: slates kept at all.
+
+    Attributes:
+        version: whose predictions the old ones are; None while there is none.
+    """
+
+    def __init__(self, *, full: int = 1000, most: int = 50_000) -> None:
+        self.full, self.most = full, most
+        self.version: str | None = None
+        self.pairs: OrderedDict[str, Pair] = OrderedDict()
+        self._lines: dict[str, deque[str]] = {}
+        self._needed: Counter[str] = Counter()
+
+    def settle(self, version: str | None) -> None:
+        """Another version is the anchor from now on; nothing is known of it yet."""
+        self.version = version
+        self._keep({})
+
+    def add(self, ranking: str, pair: Pair) -> None:
+        """Count one slate; a second one of the same id is passed over."""
+        if ranking in self.pairs:
+            return
+        self.pairs[ranking] = pair
+        for group in (OVERALL, *pair.groups):
+            line = self._lines.setdefault(group, deque())
+            line.append(ranking)
+            self._needed[ranking] += 1
+            if len(line) > self.full:
+                self._release(line)
+        while len(self.pairs) > self.most:
+            oldest = next(iter(self.pairs))
+            for line in [line for line in self._lines.values() if line and line[0] == oldest]:
+                self._release(line)
+
+    def kept(self, group: str) -> int:
+        """How many slates of the group are kept for it."""
+        return len(self._lines.get(group, ()))
+
+    def forget(self, user: str) -> None:
+        """Drop the user's slates."""
+        self._keep({ranking: pair for ranking, pair in self.pairs.items() if pair.user != user})
+
+    def _release(self, line: deque[str]) -> None:
+        ranking = line.popleft()
+        self._needed[ranking] -= 1
+        if not self._needed[ranking]:
+            del self._needed[ranking], self.pairs[ranking]
+
+    def _keep(self, pairs: Mapping[str, Pair]) -> None:
+        self.pairs, self._lines, self._needed = OrderedDict(), {}, Counter()
+        for ranking, pair in pairs.items():
+            self.add(ranking, pair)
+
+    def state(self) -> bytes:
+        """The version and its slates as bytes, for the trainer's checkpoint."""
+        return msgspec.msgpack.encode((self.version, list(self.pairs.items())))
+
+    def load(self, raw: bytes) -> None:
+        """The anchor out of `state`."""
+        self.version, pairs = msgspec.msgpack.decode(raw, type=tuple[str | None, list[tuple[str, Pair]]])
+        self._keep(dict(pairs))
 
 
 def utility(config: Config, values_NT: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -180,8 +277,10 @@ class Gate:
     collapsed: float = 0.5
     urgent: int = 20
 
-    def judge(self, candidate: Sums, current: Sums | None) -> Verdict:
+    def judge(self, candidate: Sums, current: Sums | None, anchor: Anchor | None = None) -> Verdict:
         """Compare the windows; `current` is None while no version is served.
+
+        Harm against the `anchor` refuses as harm against the current version does, and is not needed to be excluded.
 
         Source: paired differences with users as clusters (linearised variance of a ratio); intervals of `reach`.
         """
@@ -194,7 +293,7 @@ class Gate:
         if len(common) < self.slates:
             reason = f"{len(common)} slates were scored by both versions; {self.slates} are needed"
             return Verdict("hold", (reason,), {"slates": float(len(common))})
-        pairs = [(candidate.slates[name], current.slates[name]) for name in common]
+        pairs = [Pair.of(candidate.slates[name], current.slates[name]) for name in common]
         whole, latest = self._tests(pairs), self._tests(pairs[-self.slates :]) if len(pairs) > self.slates else []
         share = (1 - self.level) / max(len(whole) + len(latest), 1)
         measures, harms, doubts = {"slates": float(len(common))}, list[str](), list[str]()
@@ -217,13 +316,50 @@ class Gate:
             measures[f"{test.name}:margin"] = margin
             if test.judged(1 - self.level, margin, self.slates) != "excluded":
                 doubts.append(f"{test.said(1 - self.level, self.slates)}: harm beyond {margin:.1%} is not excluded")
+        if anchor is not None:
+            lost, seen = self._since(anchor)
+            harms, measures = harms + lost, measures | seen
         if harms:
             return Verdict("refuse", tuple(harms), measures)
         if doubts:
             return Verdict("hold", tuple(doubts), measures)
-        widest = max((value for name, value in measures.items() if name.endswith(":margin")), default=0.0)
-        reason = f"harm beyond {self.tolerance:.0%} ({widest:.1%} in the smallest group) is excluded"
+        margins = {name: value for name, value in measures.items() if name.endswith(":margin")}
+        overall = max((value for name, value in margins.items() if f":{OVERALL}:" in name), default=self.tolerance)
+        widest = max(margins.values(), default=overall)
+        reason = f"harm beyond {overall:.1%} ({widest:.1%} in the smallest group) is excluded"
         return Verdict("pass", (f"{reason} on {len(common)} slates in {len(whole)} tests",), measures)
+
+    def surpassed(self, anchor: Anchor) -> bool:
+        """Whether the anchor has served its time: overall a gain is shown, and on full windows no group looks worse.
+
+        What is merely held does not move it: versions that are equal but for chance would move it all the time, and
+        with each move what a group loses within the error is forgotten.
+        """
+        if anchor.kept(OVERALL) < anchor.full:
+            return False
+        tests = self._tests(list(anchor.pairs.values()), anchor.full)
+        gains = [
+            test.name for test in tests if test.harm < 0 and test.judged(1 - self.level, 0.0, self.slates) == "excluded"
+        ]
+        return (
+            any(name.endswith(f":{OVERALL}") for name in gains)
+            and all(test.harm <= 0 for test in tests)
+            and all(anchor.kept(test.name.partition(":")[2]) == anchor.full for test in tests)
+        )
+
+    def _since(self, anchor: Anchor) -> tuple[list[str], dict[str, float]]:
+        """What is shown to be lost since the anchor, on the latest slates of each group and the very latest."""
+        pairs = list(anchor.pairs.values())
+        if len(pairs) < self.slates:
+            return [], {}
+        whole, latest = self._tests(pairs, anchor.full), self._tests(pairs, self.slates)
+        share = (1 - self.level) / max(len(whole) + len(latest), 1)
+        lost = [
+            f"since {anchor.version}: {test.said(share, self.slates)}"
+            for test in (*whole, *latest)
+            if test.judged(share, self.tolerance, self.slates) == "shown"
+        ]
+        return lost, {f"since:{test.name}:change": test.sign * test.harm for test in whole}
 
     def excludable(self, test: "Test", slates: int, tests: int) -> float:
         """The harm that a full window excludes of two equal versions, by this group's share of it.
@@ -233,7 +369,7 @@ class Gate:
         """
         most = max(self.full / slates, 1.0)
         factor = reach_of(test.slates * most, test.users * most, 1 - self.level, self.slates)
-        return float((factor + norm.isf(0.2 / tests)) * test.spread / np.sqrt(most))
+        return float((factor + ndtri(1 - 0.2 / tests)) * test.spread / np.sqrt(most))
 
     def catastrophes(self, candidate: Sums) -> list[str]:
         """What needs no comparison: predictions that are not finite, have collapsed, or lose to the base rate."""
@@ -260,18 +396,19 @@ class Gate:
                     found.append(f"log loss of {name} is {loss / rows:.3f}, the base rate alone has {entropy:.3f}")
         return found
 
-    def _tests(self, pairs: list[tuple[Judged, Judged]]) -> list["Test"]:
-        """Every measure of every group of enough users."""
+    def _tests(self, pairs: Sequence[Pair], last: int | None = None) -> list["Test"]:
+        """Every measure of every group of enough users, on the last so many slates of each."""
         places: dict[str, int] = {}
-        user_N = np.array([places.setdefault(new.user, len(places)) for new, _ in pairs])
-        loss_N2 = np.array([(sum(new.loss_T), sum(old.loss_T)) for new, old in pairs])
-        order_N2 = np.array([(new.ndcg, old.ndcg) for new, old in pairs], np.float64)  # None becomes nan
+        user_N = np.array([places.setdefault(pair.user, len(places)) for pair in pairs])
+        loss_N2 = np.array([pair.loss for pair in pairs])
+        order_N2 = np.array([pair.ndcg for pair in pairs], np.float64)  # None becomes nan
         members: dict[str, list[int]] = {OVERALL: list(range(len(pairs)))}
-        for place, (new, _) in enumerate(pairs):
-            for group in new.groups:
+        for place, pair in enumerate(pairs):
+            for group in pair.groups:
                 members.setdefault(group, []).append(place)
         tests = []
-        for group, rows in sorted(members.items()):
+        for group, every in sorted(members.items()):
+            rows = every[-(last or len(every)) :]
             for measure, sign, value_N2 in (("log_loss", 1, loss_N2), ("ndcg@10", -1, order_N2)):
                 value_n2 = value_N2[rows]
                 known = ~np.isnan(value_n2).any(1)
@@ -369,4 +506,4 @@ def reach_of(slates: float, users: float, error: float, tuned: float) -> float:
     rho = (-2 * np.log(2 * error) + np.log(-2 * np.log(2 * error)) + 1) / tuned if error < 0.18 else 1 / tuned
     time = slates * rho
     factor = np.sqrt(2 * (time + 1) / time * np.log1p(np.sqrt(time + 1) / (2 * error)))
-    return float(student.isf(norm.sf(factor), max(users - 1, 1)))
+    return float(-stdtrit(max(users - 1, 1), ndtr(-factor)))

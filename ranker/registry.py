@@ -17,7 +17,7 @@ cannot overwrite each other unseen. Nothing is ever unpickled.
 import contextlib
 import fcntl
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as package_version
@@ -264,11 +264,11 @@ class Registry:
         path = self._versions / version / FORCED
         return msgspec.json.decode(path.read_bytes(), type=list[Decision]) if path.exists() else []
 
-    def prune(self, keep: int = KEEP) -> list[str]:
-        """Remove all but the newest `keep` versions, the live, the previous and the pinned; returns what went."""
+    def prune(self, keep: int = KEEP, *, besides: Iterable[str] = ()) -> list[str]:
+        """Remove all but the newest `keep`, the live, the previous, the pinned and `besides`; returns what went."""
         with self._locked():
             pointer = self.current()
-            kept = set(self.versions()[-keep:])
+            kept = {*self.versions()[-keep:], *besides}
             if pointer is not None:
                 kept |= {pointer.version, *pointer.pinned, *filter(None, (pointer.previous, pointer.canary))}
             gone = [version for version in self.versions() if version not in kept]

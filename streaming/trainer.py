@@ -13,6 +13,7 @@ from pathlib import Path
 from secrets import token_hex
 from threading import Event as Signal
 from typing import Protocol
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from ranker.config import Config
 from ranker.errors import CheckpointError, EventError, PromotionRefused, RegistryError
 from ranker.events import Event, Forget
 from ranker.evidence import Answer
-from ranker.gate import Gate, Sums, Verdict
+from ranker.gate import Anchor, Gate, Judged, Pair, Sums, Verdict
 from ranker.golden import Golden, made_up
 from ranker.join import Example, Joiner
 from ranker.learner import TEACHER, Learner, StepReport, beside
@@ -46,6 +47,8 @@ RELIABILITY = 256
 OTHERS = 50
 #: of NDCG: what equal versions differ by in favour of the one that chose the places, as simulated
 FAVOUR = 0.01
+#: one in so many slates is scored by the anchor too while the trainer is behind
+SPARSE = 8
 #: places whose worth is followed; those beyond count as the last
 PLACES = 100
 
@@ -190,6 +193,8 @@ class Trainer:
         self.learner.know(self.joiner)
         self.candidate = Sums(config, window=self.pace.slates)
         self.current = Sums(config, window=self.pace.slates)
+        self.anchor = Anchor(full=self.pace.slates)
+        self._frozen: Student | None = None  # the anchor's weights
         self._worth_PT = np.full((PLACES, len(config.objectives)), np.nan)
         self._progress, self._rate = Progress(config), Rate(clock)
         self._journal = Journal(Path(state) / "journal")
@@ -273,7 +278,7 @@ class Trainer:
                 self._forget(event.user)
         examples += self.joiner.catch_up(step.idle)
         self._rate.add(len(records))
-        self._judge(examples)
+        self._judge(examples, every=SPARSE if len(records) >= self.pace.records / 4 else 1)
         reports = [self.learner.learn(some, self.joiner.catalogue) for some in _portions(examples, self.pace.rows)]
         self._learned |= any(report.rows for report in reports)
         if step.number % RELIABILITY == 0:
@@ -305,8 +310,12 @@ class Trainer:
         except EventError:
             return None
 
-    def _judge(self, examples: Sequence[Example]) -> None:
-        """Score the slates just shown, before learning, and compare the closed ones with what was served."""
+    def _judge(self, examples: Sequence[Example], *, every: int) -> None:
+        """Score the slates just shown, before learning, and compare the closed ones with what was served.
+
+        Args:
+            every: one in so many closed slates is scored by the anchor too.
+        """
         shown = [example for example in examples if example.opening]
         predictions = dict(
             zip(
@@ -319,6 +328,7 @@ class Trainer:
             self.joiner.note(ranking, foreseen)
         self._see_places(shown, predictions)
         closed = [example for example in examples if example.closing]
+        judged: list[tuple[Example, Judged]] = []
         for place, example in enumerate(closed):
             # a slate may open and close in one step
             known = predictions.get(example.ranking) or example.foreseen
@@ -330,9 +340,34 @@ class Trainer:
             ours = example.served_NT is not None and example.version is not None and example.arm != CANARY
             groups = self.joiner.groups.of(example.user)
             if known is not None and (ours or place >= len(closed) - OTHERS):
-                self.candidate.add(example, known.chances_NT, groups, utility_N=known.utility_N)
+                new = self.candidate.add(example, known.chances_NT, groups, utility_N=known.utility_N)
+                if ours and crc32(example.ranking.encode()) % every == 0:
+                    judged.append((example, new))
             if example.served_NT is not None and ours:
                 self.current.add(example, example.served_NT, groups, utility_N=example.score_N)
+        self._look_back(judged)
+
+    def _look_back(self, judged: Sequence[tuple[Example, Judged]]) -> None:
+        """Score the closed slates by the anchor too: it learns nothing, so it is as honest now as when they opened.
+
+        What it served itself is left out: there the current window says the same, and it chose the places.
+        """
+        judged = [(example, new) for example, new in judged if example.version != self.anchor.version]
+        if self._frozen is None or not judged:
+            return
+        found = self._frozen.foresee([example for example, _ in judged], self.joiner.catalogue)
+        for (example, new), foreseen in zip(judged, found, strict=True):
+            old = self.candidate.judged(example, foreseen.chances_NT, utility_N=foreseen.utility_N)
+            self.anchor.add(example.ranking, Pair.of(new, old))
+
+    def _settle(self, version: str | None, weights: Mapping[str, Tensor]) -> None:
+        """This version is the anchor from now on; its weights stay as they are."""
+        self.anchor.settle(version)
+        self._freeze(weights)
+
+    def _freeze(self, weights: Mapping[str, Tensor]) -> None:
+        self._frozen = frozen = Learner(self.config)
+        frozen.load({**frozen.state(), **{f"model.{name}": value for name, value in weights.items()}})
 
     def _see_places(self, shown: Sequence[Example], predictions: Mapping[str, Foreseen]) -> None:
         """What each place is worth as of now: the mean over the step's new slates, kept where it says nothing new."""
@@ -355,6 +390,7 @@ class Trainer:
         for sums in (self.candidate, self.current):
             for ranking in [name for name, judged in sums.slates.items() if judged.user == user]:
                 del sums.slates[ranking]
+        self.anchor.forget(user)
 
     def _report(self) -> Report:
         notices, self._notices = tuple(self._notices), []
@@ -400,7 +436,10 @@ class Trainer:
             yield replace(report, notices=(*report.notices, str(error)))
             return
         self._learned = False
-        verdict = self.gate.judge(self.candidate, None if pointer is None else self.current)
+        if pointer is not None and pointer.version != self.anchor.version and self.registry.forced(pointer.version):
+            # somebody wants it in spite of what was found: what comes next is held to it
+            self._settle(pointer.version, self.registry.load(pointer.version).weights)
+        verdict = self.gate.judge(self.candidate, None if pointer is None else self.current, self.anchor)
         if pointer is not None and pointer.canary is not None and verdict.decision == "pass":
             # another current version would begin the canary's comparison anew, again and again
             verdict = Verdict("hold", (f"{pointer.canary} is tried as a canary", *verdict.reasons), verdict.measures)
@@ -417,7 +456,11 @@ class Trainer:
             pass
         except RegistryError as error:  # the pointer moved meanwhile: the next candidate is judged anew
             self._notices.append(str(error))
-        self.registry.prune()
+        # the first weights, which know nothing yet, are no anchor
+        if promoted and pointer is not None and (self._frozen is None or self.gate.surpassed(self.anchor)):
+            self._settle(version, weights)
+            self._save()  # what is scored from here on cannot be scored by the former anchor
+        self.registry.prune(besides=() if self.anchor.version is None else (self.anchor.version,))
         yield replace(report, version=self._base, published=version, verdict=verdict, promoted=promoted)
 
     def _follow_pointer(self) -> bool:
@@ -439,6 +482,7 @@ class Trainer:
         self._base, self._line = version.id, token_hex(8)
         self._learned = False
         self.candidate.clear()
+        self._settle(version.id, version.weights)
         self._notices.append(f"learning goes on from {version.id}" + (", held by a rollback" if pointer.held else ""))
         self._save()
         return True
@@ -475,6 +519,14 @@ class Trainer:
         self.joiner.load(found.parts["joiner"])
         self.candidate.load(found.parts["candidate"])
         self.current.load(found.parts["current"])
+        if anchor := found.parts.get("anchor"):
+            self.anchor.load(anchor)
+        if self.anchor.version is not None:
+            try:
+                self._freeze(self.registry.load(self.anchor.version).weights)
+            except RegistryError as error:
+                self._notices.append(f"no anchor to hold candidates to: {error}")
+                self.anchor.settle(None)
         if worth := found.parts.get("worth"):
             self._worth_PT = np.frombuffer(worth).reshape(self._worth_PT.shape).copy()
         self._step, self._log = found.step, found.log
@@ -497,6 +549,7 @@ class Trainer:
                     "joiner": self.joiner.state(),
                     "candidate": self.candidate.state(),
                     "current": self.current.state(),
+                    "anchor": self.anchor.state(),
                     "worth": self._worth_PT.tobytes(),
                 },
                 facts={"base": self._base, "line": self._line},

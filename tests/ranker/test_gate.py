@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from ranker.config import Config, parse
 from ranker.evidence import EMPTY
-from ranker.gate import OVERALL, Gate, Sums, Test, reach_of
+from ranker.gate import OVERALL, Anchor, Gate, Pair, Sums, Test, reach_of
 from ranker.join import Example
 from ranker.slates import Foreseen
 
@@ -137,7 +137,7 @@ def test_bounds_hold_at_every_look_of_a_walk_that_goes_nowhere() -> None:
     generator = np.random.default_rng(0)
     walks_RN = generator.normal(size=(400, 2000)).cumsum(1)
     looks = np.arange(100, 2001, 20)
-    bounds = np.array([reach_of(n, 1e6, 0.05, 200) * np.sqrt(n) for n in looks])
+    bounds = np.array([reach_of(float(n), 1e6, 0.05, 200) * np.sqrt(n) for n in looks])
     crossed = (walks_RN[:, looks - 1] > bounds).any(1).mean()
     assert crossed < 0.05
     assert (walks_RN[:, looks - 1] > 1.645 * np.sqrt(looks)).any(1).mean() > 0.15
@@ -245,3 +245,71 @@ def test_whoever_chose_the_places_has_no_advantage() -> None:
     assert all(decision == "refuse" for _, decision in plain)
     assert all(decision != "refuse" for _, decision in fair)
     assert abs(np.mean([change for change, _ in fair])) < 0.25 * abs(np.mean([change for change, _ in plain]))
+
+
+def since(*, few: float = 0.0, most: float = 0.0, slates: int = 1500, full: int = 200, seed: int = 0) -> Anchor:
+    """An anchor against which the few, a tenth of the people, and most have lost this share of both measures."""
+    generator, anchor = np.random.default_rng(seed), Anchor(full=full)
+    anchor.settle("v1")
+    for number in range(slates):
+        user = int(generator.integers(400))
+        old, (group, lost) = float(generator.beta(4, 3)), ("f", few) if user % 10 == 0 else ("m", most)
+        new, loss = (float(x + generator.normal(scale=0.05)) for x in ((1 - lost) * old, 2 * (1 + lost)))
+        anchor.add(f"r{number}", Pair(f"u{user}", (f"sex={group}",), (loss, 2.0), (new, old)))
+    return anchor
+
+
+def test_an_anchor_keeps_the_latest_slates_of_each_group_however_rare() -> None:
+    anchor = Anchor(full=3)
+    for number in range(20):
+        group = "few" if number % 8 == 0 else "most"
+        anchor.add(f"r{number}", Pair(f"u{number}", (group,), (1.0, 1.0), (1.0, 1.0)))
+        anchor.add(f"r{number}", Pair("again", (group,), (1.0, 1.0), (1.0, 1.0)))
+    assert list(anchor.pairs) == ["r0", "r8", "r16", "r17", "r18", "r19"]
+    anchor.forget("u8")
+    again = Anchor(full=3)
+    again.load(anchor.state())
+    for one in (anchor, again):
+        one.add("r20", Pair("u20", ("few",), (1.0, 1.0), (1.0, 1.0)))
+        assert list(one.pairs) == ["r0", "r16", "r17", "r18", "r19", "r20"]
+        assert [one.kept(group) for group in ("few", "most", OVERALL)] == [3, 3, 3]
+    assert anchor.state() == again.state()
+    anchor.settle("v2")
+    assert (anchor.version, len(anchor.pairs)) == ("v2", 0)
+
+
+def test_an_anchor_never_keeps_more_than_it_may() -> None:
+    anchor = Anchor(full=3, most=10)
+    for number in range(50):
+        anchor.add(f"r{number}", Pair("u", (f"g{number % 10}",), (1.0, 1.0), (1.0, 1.0)))
+    assert list(anchor.pairs) == [f"r{number}" for number in range(40, 50)]
+    assert anchor.kept("g0") == 1
+
+
+def test_what_a_group_lost_since_the_anchor_is_refused_though_this_version_costs_little() -> None:
+    new, old = windows(better)
+    assert Gate(full=400).judge(new, old, since()).decision == "pass"
+    verdict = Gate(full=400).judge(new, old, since(few=0.06))
+    assert verdict.decision == "refuse"
+    assert all(reason.startswith("since v1: ") and "of sex=f" in reason for reason in verdict.reasons)
+    assert verdict.measures["since:ndcg@10:sex=f:change"] == pytest.approx(-0.06, abs=0.02)
+
+
+def test_an_anchor_with_little_to_tell_says_nothing() -> None:
+    assert Gate(full=400).judge(*windows(better), since(few=0.5, slates=150)).decision == "pass"
+
+
+@pytest.mark.parametrize(
+    ("anchor", "surpassed"),
+    [
+        (since(few=-0.05, most=-0.05, slates=3000), True),
+        (since(few=-0.05, most=-0.05, slates=1500), False),  # too little is known of the few
+        (since(few=0.03, most=-0.05, slates=3000), False),
+        (since(slates=3000), False),
+        (Anchor(), False),
+    ],
+)
+def test_an_anchor_moves_when_a_gain_is_shown_and_on_full_windows_nobody_looks_worse(
+    anchor: Anchor, surpassed: bool
+) -> None:
+    assert Gate().surpassed(anchor) is surpassed

@@ -1,5 +1,6 @@
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from threading import Event as Signal
@@ -15,9 +16,9 @@ from ranker import config, events
 from ranker.catalogue import Catalogue
 from ranker.errors import CheckpointError
 from ranker.events import Field, Forget, Interaction, Item, Ranking, Shown, User
-from ranker.gate import Gate
+from ranker.gate import Gate, Pair, Verdict
 from ranker.join import Example
-from ranker.learner import Learner
+from ranker.learner import Learner, StepReport
 from ranker.registry import Registry
 from ranker.slates import Foreseen
 from streaming.log import Record
@@ -389,3 +390,129 @@ def test_a_silent_partition_closes_its_slates_by_the_time_of_the_others(tmp_path
     rows = [report.rows for report in reports]
     one.close()
     assert sum(rows) >= 2 + 1
+
+
+class Idle(Learner):
+    """Says of every slate what it said from the first, though it reports to have learned."""
+
+    def learn(self, examples: Sequence[Example], catalogue: Catalogue) -> StepReport:
+        return replace(super().learn([], catalogue), rows=1)
+
+
+def anchored(folder: Path, learner: Learner | None = None) -> Trainer:
+    """A trainer that has a first version for its anchor, and nothing else yet."""
+    log = Log([])
+    one = trainer(log, folder, learner=learner or Learner(CONFIG))
+    run(one, log)
+    first = one.registry.versions()[0]
+    one._settle(first, one.registry.load(first).weights)
+    one._save()
+    one.close()
+    return one
+
+
+def test_the_anchor_scores_closed_slates_as_they_were_when_they_opened(tmp_path: Path) -> None:
+    first = anchored(tmp_path).anchor.version
+    log = Log([*happenings(60, served=0.5, version="other")])
+    one = trainer(log, tmp_path, learner=Idle(CONFIG))
+    run(one, log)
+    assert one.anchor.version == first
+    assert set(one.anchor.pairs) == set(one.candidate.slates)
+    assert len(one.anchor.pairs) > 20
+    for pair in list(one.anchor.pairs.values())[8:]:  # the first were shown before their items were described
+        assert pair.loss[0] == pytest.approx(pair.loss[1], rel=1e-4)
+    assert any(pair.groups for pair in one.anchor.pairs.values())
+    log = Log([*happenings(60, served=0.5, version="other"), Forget(id="f", timestamp=10**6, user="u1")])
+    anchored(tmp_path / "forgotten")
+    two = trainer(log, tmp_path / "forgotten", learner=Learner(CONFIG))
+    run(two, log)
+    assert {pair.user for pair in two.anchor.pairs.values()} == {f"u{n}" for n in (0, 2, 3, 4, 5, 6)}
+    assert any(pair.loss[0] < 0.99 * pair.loss[1] for pair in two.anchor.pairs.values())
+
+
+def test_slates_that_the_anchor_served_itself_are_left_to_the_window(tmp_path: Path) -> None:
+    first = anchored(tmp_path).anchor.version
+    log = Log([*happenings(60, served=0.5, version=first)])
+    one = trainer(log, tmp_path)
+    run(one, log)
+    assert len(one.current) > 20
+    assert len(one.anchor.pairs) == 0
+
+
+@pytest.mark.parametrize("cuts", [(3,), (1, 6, 2)])
+def test_an_anchor_and_its_window_come_back_after_a_crash_bit_for_bit(tmp_path: Path, cuts: tuple[int, ...]) -> None:
+    def happened() -> Log:
+        return Log([*happenings(60, served=0.5, version="other")])
+
+    for name in ("whole", "cut"):
+        anchored(tmp_path / name)
+    for cut in cuts:
+        log = happened()
+        one = trainer(log, tmp_path / "cut", pace=replace(PACE, checkpoint=0 if cut == 6 else 10**9))
+        reports = one.run(log.stop)
+        for _ in range(cut):
+            next(reports)
+        reports.close()  # type: ignore[attr-defined]
+        one.close()
+    log = happened()
+    killed = trainer(log, tmp_path / "cut")
+    run(killed, log)
+    # the same steps in one go
+    state = tmp_path / "whole" / "state"
+    shutil.rmtree(state / "journal")
+    shutil.copytree(tmp_path / "cut" / "state" / "journal", state / "journal")
+    log = happened()
+    whole = trainer(log, tmp_path / "whole")
+    run(whole, log)
+    assert len(whole.anchor.pairs) > 20
+    assert whole.anchor.version is not None
+    assert killed.anchor.state() == whole.anchor.state().replace(
+        whole.anchor.version.encode(), str(killed.anchor.version).encode()
+    )
+
+
+def test_an_anchor_that_is_gone_is_told_and_done_without(tmp_path: Path) -> None:
+    one = anchored(tmp_path)
+    shutil.rmtree(one.registry.root / "versions" / str(one.anchor.version))
+    shutil.rmtree(one.registry.root)
+    log = Log([*happenings(30, served=0.5, version="other")])
+    two = trainer(log, tmp_path)
+    reports = run(two, log)
+    assert any("no anchor" in notice for report in reports for notice in report.notices)
+    assert two.anchor.version is None
+
+
+def test_the_first_version_that_passes_is_the_anchor_and_comes_back(tmp_path: Path) -> None:
+    one, log, clock = served(tmp_path, 0.97)
+    assert one.anchor.version is None
+    report = publish(one, log, clock)
+    assert one.anchor.version == report.published
+    again = trainer(log, tmp_path)
+    list(again._resume())
+    assert again.anchor.version == report.published
+    again.close()
+
+
+def test_a_group_that_lost_much_since_the_anchor_stops_a_candidate_that_would_pass(tmp_path: Path) -> None:
+    one, log, clock = served(tmp_path, 0.97)
+    first = one.registry.versions()[0]
+    one._settle(first, one.registry.load(first).weights)
+    for number in range(400):
+        group = "FM"[number % 2]
+        old, lost = 0.5 + 0.3 * (number % 3), 0.2 if group == "F" else 0.0
+        pair = Pair(f"p{number % 50}", (f"gender={group}",), (1.0, 1.0), ((1 - lost) * old, old))
+        one.anchor.add(f"past{number}", pair)
+    one._save()
+    report = publish(one, log, clock)
+    assert report.verdict is not None
+    assert (report.verdict.decision, report.promoted) == ("refuse", False)
+    assert all(reason.startswith(f"since {first}: ndcg@10 of ") for reason in report.verdict.reasons)
+    assert any("gender=F" in reason for reason in report.verdict.reasons)
+
+
+def test_what_is_promoted_by_force_is_what_later_candidates_are_held_to(tmp_path: Path) -> None:
+    one, log, clock = served(tmp_path, 0.97)
+    first = one.registry.versions()[0]
+    one.registry.promote(first, Verdict("refuse", ("harm",)), force=True, who="ada")
+    publish(one, log, clock)
+    assert one.anchor.version == first
