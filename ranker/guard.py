@@ -203,7 +203,7 @@ def _renewed(
         free_S[place] = False
         held_C += interests_NC[row] - shown_SC[place]
     put_in, places_K = waiting[: len(leaves)], np.array(leaves, np.int64)
-    order_S, changed = _exchanged(order_S, places_K, put_in)
+    order_S, changed = _exchanged(order_S, places_K, put_in, window)
     return order_S, changed, [*needed, *leaves]
 
 
@@ -221,22 +221,26 @@ def _blended(
     if not 0 < free < len(rows_R):
         return order_S, np.zeros((0, 2), np.int64), 0.0
     own_R, apart_R = np.asarray(utility_N[rows_R], np.float64), apart_N[rows_R]
-    other_R = _on_scale(np.asarray(candidates.population_N[rows_R], np.float64), own_R)
+    loss_R = own_R - _on_scale(np.asarray(candidates.population_N[rows_R], np.float64), own_R)
     most = bound * window - float(apart_N[shown_S[fixed_S]].sum())
 
     def best(weight: float) -> Rows:
-        return np.argpartition((weight - 1) * own_R - weight * other_R, free - 1)[:free]
+        return np.argpartition(weight * loss_R - own_R, free - 1)[:free]
 
-    low, high, steps = 0, 1 << HALVINGS, 1 << HALVINGS
+    low, high, steps, kept_F = 0, 1 << HALVINGS, 1 << HALVINGS, None
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if apart_R[best(middle / steps)].sum() <= most else (middle, high)
+        best_F = best(middle / steps)
+        if apart_R[best_F].sum() <= most:
+            high, kept_F = middle, best_F
+        else:
+            low = middle
     weight = high / steps
-    value_R = (1 - weight) * own_R + weight * other_R
+    value_R = own_R - weight * loss_R
     held_R = np.zeros(len(rows_R), np.bool_)
     held_R[np.searchsorted(rows_R, shown_S[~fixed_S])] = True
     wanted_R = np.zeros(len(rows_R), np.bool_)
-    wanted_R[best(weight)] = True
+    wanted_R[best(weight) if kept_F is None else kept_F] = True
     goes, comes = np.flatnonzero(held_R & ~wanted_R), np.flatnonzero(wanted_R & ~held_R)
     goes = goes[np.argsort(value_R[goes], kind="stable")]
     comes = comes[np.argsort(-value_R[comes], kind="stable")]
@@ -246,7 +250,7 @@ def _blended(
     count = int(kept[0]) + 1 if len(kept) else len(goes)
     place_N = dict(zip(shown_S.tolist(), range(window), strict=True))
     places_K = np.array([place_N[row] for row in rows_R[goes[:count]].tolist()], np.int64)
-    order_S, changed = _exchanged(order_S, np.sort(places_K), rows_R[comes[:count]])
+    order_S, changed = _exchanged(order_S, np.sort(places_K), rows_R[comes[:count]], window)
     return order_S, changed, weight
 
 
@@ -257,23 +261,26 @@ def _may_enter(utility_N: Floats, candidates: Candidates) -> NDArray[np.bool_]:
 
 def _on_scale(other_R: Floats, own_R: Floats) -> Floats:
     """The population's preferences in units of this request's utilities."""
-    spread = other_R.std()
-    scale = own_R.std() / spread if spread > 0 else 0.0
-    return np.asarray(own_R.mean() + scale * (other_R - other_R.mean()))
+    mean = own_R.mean()
+    apart_R, own_R = other_R - other_R.mean(), own_R - mean
+    spread = apart_R @ apart_R
+    scale = np.sqrt(own_R @ own_R / spread) if spread > 0 else 0.0
+    return np.asarray(mean + scale * apart_R)
 
 
-def _exchanged(order_S: Rows, places_K: Rows, rows_K: Rows) -> tuple[Rows, Rows]:
-    """The order with the rows at the places, and (out, in); where a row was placed further down, the two change."""
+def _exchanged(order_S: Rows, places_K: Rows, rows_K: Rows, window: int) -> tuple[Rows, Rows]:
+    """The order with the rows at the places, and (out, in); where a row stood below the window, the two change."""
     moved_S, leaves_K = order_S.copy(), order_S[places_K]
-    for row, leaves in zip(rows_K.tolist(), leaves_K.tolist(), strict=True):
-        moved_S[order_S == row] = leaves
+    if len(order_S) > window:
+        for row, leaves in zip(rows_K.tolist(), leaves_K.tolist(), strict=True):
+            moved_S[order_S == row] = leaves
     moved_S[places_K] = rows_K
-    return moved_S, np.stack([leaves_K, rows_K], 1)
+    return moved_S, np.array([leaves_K, rows_K]).T
 
 
 def _new(interests_NC: Floats, familiar_C: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    total_N = interests_NC.sum(1)
-    found_N: NDArray[np.bool_] = (interests_NC @ familiar_C.astype(interests_NC.dtype) < 0.5 * total_N) & (total_N > 0)
+    # more of it outside than inside, in one product: so no item without interests is new
+    found_N: NDArray[np.bool_] = interests_NC @ (1 - 2 * familiar_C).astype(interests_NC.dtype) > 0
     return found_N
 
 
