@@ -13,6 +13,7 @@ Axes: V rows, L half-lives, T objectives, R rows of a batch, F inputs = 2 L T.
 """
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,6 +30,32 @@ PRIOR = 5.0
 BASE = 0.05
 #: half-lives after which the landmark moves, well inside the range of float32
 SPAN = 40.0
+
+
+class Fading(NamedTuple):
+    """How the counts of one module are read at one time; the rest of it is per item.
+
+    Attributes:
+        fade_F1: what is left of an impression.
+        lift_F1: the same of an outcome, over the population's rate.
+    """
+
+    fade_F1: NDArray[np.float32]
+    lift_F1: NDArray[np.float32]
+
+    def read(self, found_NF: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What `Counters.read` gives for counts that were found, without torch's cost per call."""
+        width = len(self.fade_F1)
+        inputs_FN = np.empty(found_NF.shape[::-1], np.float32)  # items last, so that every pass runs along memory
+        shown_FN = found_NF.T[:width] * self.fade_F1
+        worked_FN = found_NF.T[width:] * self.lift_F1
+        worked_FN += PRIOR
+        worked_FN /= shown_FN + PRIOR
+        shown_FN += 1
+        np.log(worked_FN, out=inputs_FN[:width])
+        np.log(shown_FN, out=inputs_FN[width:])  # log1p is slower by far, and the difference is below 1e-7
+        inputs_FN[width:] /= 4
+        return inputs_FN.T
 
 
 class Counters(nn.Module):
@@ -85,21 +112,14 @@ class Counters(nn.Module):
         lift = torch.log((worked / base + PRIOR) / (shown + PRIOR))
         return torch.cat([lift, torch.log1p(shown) / 4], 1)
 
-    def read_at(self, found_NF: NDArray[np.float32], now: int) -> NDArray[np.float32]:
-        """What `read` gives for one time, without torch's cost per call: serving has 12 numbers an item to read."""
+    def fading(self, now: int) -> Fading:
+        """What reads these counts as of one time, ms, as they are now."""
         lives_L, landmark_L = self.half_lives_L.numpy(), self.landmark_L.numpy()
         fade_L = np.exp2(np.maximum((landmark_L - max(now, int(self.latest))) / lives_L, -2 * SPAN)).astype(np.float32)
         fade_F = np.repeat(fade_L, self.objectives)[:, None]
         all_shown, all_worked = np.split(self.totals_F.numpy()[:, None], 2)
-        width = len(fade_F)
-        inputs_FN = np.empty(found_NF.shape[::-1], np.float32)  # items last, so that every pass runs along memory
-        shown = found_NF.T[:width] * fade_F
         lift_F = fade_F * (all_shown * fade_F + 1) / (all_worked * fade_F + BASE)
-        worked = found_NF.T[width:] * lift_F + PRIOR
-        np.log(worked / (shown + PRIOR), out=inputs_FN[:width])
-        np.log(shown + 1, out=inputs_FN[width:])  # log1p is slower by far, and the difference is below 1e-7
-        inputs_FN[width:] /= 4
-        return inputs_FN.T
+        return Fading(fade_F, lift_F.astype(np.float32))
 
     def count(self, keys_R2: Tensor, now_R: Tensor, shown_RT: Tensor, worked_RT: Tensor) -> None:
         """Add impressions (as expected outcomes relative to an unbiased position) and outcomes, in place."""

@@ -3,6 +3,7 @@
 Axes: N items, C categories (interests), M slates, S places.
 """
 
+import functools
 from typing import get_args
 
 import numpy as np
@@ -28,12 +29,14 @@ def shares(interests_NC: Floats, weights_N: Floats | None = None) -> Array:
     return shown_C / total if total > 0 else np.asarray(shown_C, np.float64)
 
 
+@functools.lru_cache(maxsize=256)
 def attention(places: int) -> Array:
     """How much each place is looked at, 1 / log2(place + 2) with the first place 0: NDCG's discount.
 
-    Shapes: returns (S,).
+    Shapes: returns (S,), which cannot be written to.
     """
     found: Array = 1 / np.log2(np.arange(2, places + 2))
+    found.flags.writeable = False
     return found
 
 

@@ -20,7 +20,7 @@ from ranker.bias import BiasTower
 from ranker.catalogue import Catalogue, Item
 from ranker.comparisons import said
 from ranker.config import Config
-from ranker.counters import Counters
+from ranker.counters import Counters, Fading
 from ranker.epoch import Epoch, Told
 from ranker.errors import RegistryError
 from ranker.events import Value
@@ -47,6 +47,8 @@ CHUNK = 16_384
 #: from so many hidden units of all experts together bfloat16 pays: 1,024 units, 256 inputs, 500 rows on one core with
 #: AMX took 0.3 ms against 1.8; 256 units, 128 inputs saved 0.1 ms, not worth the digits
 WIDE = 1024
+#: counts fade over hours, so they are read as of the last full second
+COUNTED_MS = 1000
 #: kinds of acts kept per version before that cache starts anew
 KINDS = 4096
 #: slates, by their places and devices, whose tower is kept per version
@@ -164,6 +166,7 @@ class Inference:
         self._counters = Counters(sizes.V // 2, objectives)
         counted = {name.removeprefix("counters."): w[name] for name in w if name.startswith("counters.")}
         self._counters.load_state_dict(counted, assign=True)
+        self._kept_fading: tuple[int, Fading] | None = None
         width = sizes.E * sizes.H
         self._experts, self._gates = w["experts.weight"].tensor_split([width])
         self._experts_bias, self._gates_bias = w["experts.bias"].tensor_split([width])
@@ -401,7 +404,6 @@ class Inference:
         found: NDArray[np.float32] = expit(utility_N - (self._side.typical_K1 @ np.append(taste.mean_K, np.float32(1))))
         return found
 
-    @torch.inference_mode()
     def score(
         self,
         taste: Taste,
@@ -435,7 +437,7 @@ class Inference:
         x_NX[:, :K] = tail_NX[:, :K]
         x_NX[:, K : K + AGES] = ages(now, born_N)
         x_NX[:, K + AGES] = self._acted(taste, rows, extra)
-        x_NX[:, K + AGES + 1 : -1] = self._counters.read_at(tail_NX[:, wide_end:], now)
+        x_NX[:, K + AGES + 1 : -1] = self._fading(now - now % COUNTED_MS).read(tail_NX[:, wide_end:])
         x_NX[:, -1] = 1
         request_XS, beside_XT = self._user_side(taste, user, request)
         shared_NS = x_NX @ request_XS
@@ -451,7 +453,6 @@ class Inference:
             phi_NK=tail_NX[:, :K],
         )
 
-    @torch.inference_mode()
     def probabilities_at(
         self, logits_NT: NDArray[np.float32], positions: NDArray[np.int32], request: Mapping[str, Value]
     ) -> NDArray[np.float32]:
@@ -462,7 +463,9 @@ class Inference:
         tower_NT = self._towers.get(key)
         if tower_NT is None:
             places = torch.from_numpy(np.asarray(positions, np.int64))
-            tower_NT = self._tower(places, torch.tensor(codes, dtype=torch.int64).expand(len(positions), -1)).numpy()
+            with torch.inference_mode():
+                devices = torch.tensor(codes, dtype=torch.int64).expand(len(positions), -1)
+                tower_NT = self._tower(places, devices).numpy()
             if len(self._towers) >= SLATES:
                 self._towers.clear()
             self._towers[key] = tower_NT
@@ -559,6 +562,13 @@ class Inference:
         found: NDArray[np.float32] = tail_NX[:, end - objectives : end].numpy().max(1, initial=0)
         return found
 
+    def _fading(self, now: int) -> Fading:
+        """What all counts are read with at this time, kept while it stands."""
+        kept = self._kept_fading
+        if kept is None or kept[0] != now:
+            kept = self._kept_fading = now, self._counters.fading(now)
+        return kept[1]
+
     def _user_side(
         self, taste: Taste, user: Mapping[str, Value], request: Mapping[str, Value]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -630,6 +640,7 @@ class Inference:
             return side.first_NS, side.tail_NX, side.act_NH
         return self._embed(self.encoder.items(self._catalogue, rows))
 
+    @torch.inference_mode()
     def _embed(self, bags: Flat) -> tuple[Tensor, Tensor, Tensor]:
         """The item side of bags, as `_Side` keeps it."""
         item_ND = self._features(bags)
@@ -665,10 +676,11 @@ class Inference:
         """
         found: NDArray[np.float32]
         if self._wide:
-            shared = torch.from_numpy(shared_NS)
-            gates = functional.linear(shared, self._gates, self._gates_bias)
-            hidden = functional.linear(shared.to(self._experts.dtype), self._experts, self._experts_bias).relu_()
-            found = mixed((hidden @ self._heads_XT).float(), gates, self._fold_XT).add_(self._heads_T).numpy()
+            with torch.inference_mode():
+                shared = torch.from_numpy(shared_NS)
+                gates = functional.linear(shared, self._gates, self._gates_bias)
+                hidden = functional.linear(shared.to(self._experts.dtype), self._experts, self._experts_bias).relu_()
+                found = mixed((hidden @ self._heads_XT).float(), gates, self._fold_XT).add_(self._heads_T).numpy()
             return found
         both_SX, bias_X, heads_XT, fold_XT, heads_T = self._few
         both_NX = shared_NS @ both_SX

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 PEOPLE, MOMENT_MS = 10_000, 10_000
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One request to rank the given items, or to recommend from the catalogue where `items` is None.
 
     Attributes:
@@ -68,7 +67,7 @@ class Request:
     calibration: float | str | Wish | None = None
     pinned: Sequence[str] = ()
     excluded: Sequence[str] = ()
-    fields: dict[str, Value] = field(default_factory=dict)
+    fields: dict[str, Value] = msgspec.field(default_factory=dict)
     now: int = 0
     explain: bool = False
     seed: int = 0
@@ -102,8 +101,7 @@ class Placed(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=
     interests: dict[str, float] | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Slate:
+class Slate(msgspec.Struct, frozen=True, kw_only=True):
     """What to show, and why.
 
     Attributes:

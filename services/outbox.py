@@ -53,7 +53,7 @@ class Outbox:
         self._waiting: deque[Callable[[], Event]] = deque()
         self._open = 0
         self._change = threading.Condition()
-        self._stop = self._failed = False
+        self._stop, self._failed = threading.Event(), False
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="feedback")
         self._thread = threading.Thread(target=self._run, name="outbox", daemon=True)
         self.dropped = 0
@@ -69,8 +69,7 @@ class Outbox:
         with self._change:
             while self._open and (left := deadline - time.monotonic()) > 0 and self._writer is not None:
                 self._change.wait(left)
-            self._stop = True
-            self._change.notify_all()
+        self._stop.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
         if self._thread.is_alive():
             self._thread.join(timeout)
@@ -91,7 +90,7 @@ class Outbox:
     def offer(self, make: Callable[[], Event]) -> bool:
         """Send a slate soon; False where the queue is full. `make` runs later, off the request's time."""
         with self._change:
-            if self._open >= self._limit or self._stop:
+            if self._open >= self._limit or self._stop.is_set():
                 self.dropped += 1
                 return False
             self._open += 1
@@ -120,17 +119,13 @@ class Outbox:
         return [future.result() for future in futures]
 
     def _run(self) -> None:
-        while not self._stop and self._writer is None:
+        while not self._stop.is_set() and self._writer is None:
             try:
                 self._writer = self._connect()
             except LogUnavailable:
-                with self._change:
-                    self._change.wait_for(lambda: self._stop, RETRY_S)
-        while True:
+                self._stop.wait(RETRY_S)
+        while not self._stop.wait(TICK_S):
             with self._change:
-                self._change.wait_for(lambda: self._stop, TICK_S)
-                if self._stop:
-                    return
                 makes, self._waiting = self._waiting, deque()
             if self._failed:
                 self._failed = False
@@ -147,7 +142,7 @@ class Outbox:
 
     def _done(self, event: Event, future: "Future[Place]") -> None:
         error = future.exception()
-        if isinstance(error, LogUnavailable) and not self._stop:
+        if isinstance(error, LogUnavailable) and not self._stop.is_set():
             with self._change:
                 self._failed = True
                 self._waiting.append(lambda: event)

@@ -9,7 +9,9 @@ Prometheus scrapes all of them, and `merge_text` puts them on one page for peopl
 import contextlib
 import hmac
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, final
 
@@ -29,6 +31,8 @@ SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5,
 PATIENCE_S = 10.0
 #: measures of how unequal people's accuracy is, as `ranker.spread.Inequality` names them
 INEQUALITY = ("mean", "std", "gini", "jain", "cvar10", "spearman_support")
+#: so many counts wait at most to be entered
+WAITING_COUNTS = 256
 WAITING = "1 while the loop waits for broker or store; nothing then counts as lag"
 
 
@@ -110,6 +114,8 @@ class ApiTelemetry(Telemetry):
 
     def __init__(self, routes: Iterable[str], process: str | None = None) -> None:
         super().__init__(process)
+        self._waiting_counts: deque[Callable[[], None]] = deque()
+        self.registry.register(_Settles(self._settle))  # before the others, so that it is asked first
         self._routes = frozenset(routes)
         self._requests = self._counter("plurank_requests_total", "Requests answered", "route", "status")
         self._seconds = self._histogram("plurank_request_seconds", "Time to the answer", "route")
@@ -136,8 +142,22 @@ class ApiTelemetry(Telemetry):
         self._recall = self._gauge("plurank_index_recall_ratio", "Share of the best by fresh vectors that are found")
         self._recall.set(1)  # without a shared index every item is looked at
 
+    def _later(self, count: Callable[[], None]) -> None:
+        """Count when somebody looks, or many at a time: within a request the registry's code is cold and slow."""
+        self._waiting_counts.append(count)
+        if len(self._waiting_counts) >= WAITING_COUNTS:
+            self._settle()
+
+    def _settle(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._waiting_counts.popleft()()
+
     def request_served(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
+        self._later(partial(self._count_request, route, status, seconds))
+
+    def _count_request(self, route: str, status: int, seconds: float) -> None:
         route = route if route in self._routes else "other"
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
@@ -154,6 +174,9 @@ class ApiTelemetry(Telemetry):
         self, timings_ms: Mapping[str, float], arm: str = "current", interventions: Iterable[str] = ()
     ) -> None:
         """Count the stages of one Slate, its arm, and the kinds of what the guard did to it."""
+        self._later(partial(self._count_slate, timings_ms, arm, interventions))
+
+    def _count_slate(self, timings_ms: Mapping[str, float], arm: str, interventions: Iterable[str]) -> None:
         self._arms.labels(arm).inc()
         for kind in interventions:
             self._interventions.labels(kind).inc()
@@ -436,6 +459,20 @@ def _bounds(family: GaugeMetricFamily, labels: list[str], found: Estimate) -> No
         value = getattr(found, bound)
         if value is not None:
             family.add_metric([*labels, bound], value)
+
+
+class _Settles:
+    """Collector of nothing, which enters what waits when the registry is read."""
+
+    def __init__(self, settle: Callable[[], None]) -> None:
+        self._settle = settle
+
+    def collect(self) -> Iterator[Metric]:
+        self._settle()
+        return iter(())
+
+    def describe(self) -> list[Metric]:
+        return []
 
 
 class _Plain:

@@ -81,9 +81,9 @@ class Tokens:
 class Signer:
     """Makes and checks the ids of served slates with keys that all replicas share.
 
-    An id is `plk_` + base64url(nonce, time, mac, version); the mac is HMAC-SHA256 over nonce, time, user and version,
-    cut to 144 bits. The version travels in the id because feedback may come after that version is gone. Two keys are
-    valid at a time: the newest signs, both verify, so keys rotate without refusing slates that are on a screen.
+    An id is `plk_` + base64url(nonce, time, mac, version); the mac is keyed BLAKE2b over the rest and the user, 144
+    bits. The version travels in the id because feedback may come after that version is gone. Two keys are valid at
+    a time: the newest signs, both verify, so keys rotate without refusing slates that are on a screen.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -143,7 +143,7 @@ class Signer:
 def _mac(key: bytes, nonce: bytes, when: int, user: str, version: str) -> bytes:
     parts = [nonce, when.to_bytes(8, "big"), user.encode("utf-8", "surrogatepass"), version.encode()]
     message = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
-    return hmac.digest(key, message, "sha256")[:_MAC]
+    return hashlib.blake2b(message, key=key, digest_size=_MAC).digest()
 
 
 def _digest(token: str) -> bytes:

@@ -34,7 +34,7 @@ def test_a_count_read_before_it_was_counted_is_not_blown_up() -> None:
     one = float(torch.log1p(torch.tensor(1.0))) / 4
     for now in (0, 9 * HOUR, 10 * HOUR):
         assert float(counters(KEYS[:1], torch.tensor([now]))[0, 1]) == pytest.approx(one)
-        assert float(counters.read_at(counters.find(KEYS[:1]).numpy(), now)[0, 1]) == pytest.approx(one)
+        assert float(counters.fading(now).read(counters.find(KEYS[:1]).numpy())[0, 1]) == pytest.approx(one)
 
 
 def test_an_item_that_shares_one_row_keeps_its_smaller_count() -> None:
@@ -72,7 +72,7 @@ def test_inputs_are_finite_at_any_times_and_no_more_is_read_than_was_counted(tim
     inputs = counters(KEYS, torch.tensor([now]))
     assert torch.isfinite(inputs).all()
     assert float(inputs[0, 2:].max()) <= float(torch.log1p(torch.tensor(float(len(times))))) / 4 + 1e-6
-    served = counters.read_at(counters.find(KEYS).numpy(), now)
+    served = counters.fading(now).read(counters.find(KEYS).numpy())
     torch.testing.assert_close(inputs, torch.from_numpy(served.copy()), rtol=1e-4, atol=1e-5)
 
 
@@ -80,7 +80,7 @@ def test_serving_reads_what_training_reads() -> None:
     counters = counted(Counters(4, 1), [[0, 1], [2, 3]], [0, HOUR], [1.0, 0.0])
     found_NF = counters.find(KEYS)
     trained = counters(KEYS, torch.tensor([2 * HOUR]))
-    served = counters.read_at(found_NF.numpy(), 2 * HOUR)
+    served = counters.fading(2 * HOUR).read(found_NF.numpy())
     torch.testing.assert_close(trained, torch.from_numpy(served.copy()), rtol=1e-5, atol=1e-6)
 
 

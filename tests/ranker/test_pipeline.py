@@ -1,4 +1,3 @@
-import dataclasses
 import math
 import threading
 
@@ -369,7 +368,7 @@ def test_a_fan_meets_something_else_and_pins_stay():
     assert (novelty.kind, sorted(novelty.put_in)) == ("novelty", sorted(other))
     assert len(other) == 2
     assert slate.items[0].id == "i3"
-    without = pipeline.rank(dataclasses.replace(request, guard=False), FAN)
+    without = pipeline.rank(structs.replace(request, guard=False), FAN)
     assert (without.interventions, without.sycophancy_gap) == ((), None)
     assert all(GENRES[int(item.id[1:]) % 4] == "noir" for item in without.items)
 
@@ -388,7 +387,7 @@ def test_interests_of_late_are_held_near_the_long_term_ones():
     (drift,) = held.interventions
     assert drift.kind == "drift"
     assert drift.numbers["distance_before"] == pytest.approx(free.profile["noir"] - long)
-    lifted = guarded(drift=0.2, novelty=0.0).rank(dataclasses.replace(request, guard=False), evidence)
+    lifted = guarded(drift=0.2, novelty=0.0).rank(structs.replace(request, guard=False), evidence)
     assert lifted.profile == pytest.approx(free.profile)
     assert guarded(drift=0.2, novelty=0.0).rank(request, Evidence(history=tuple(new))).interventions == ()
     # a history of one day, and what was done before it
