@@ -69,13 +69,13 @@ def announced(processes: Sequence[Telemetry], *gone: str) -> Iterator[tuple[str,
             process.close()
 
 
-def configured(folder: Path, targets: str) -> Path:
+def configured(folder: Path, targets: str, token: str = TOKEN) -> Path:
     """The shipped files, with this test's address and token, and in a hurry."""
-    token = folder / "metrics.token"
-    token.write_text(TOKEN)
+    kept = folder / "metrics.token"
+    kept.write_text(token)
     changes = {
         "prometheus.yaml": (
-            ("/etc/plurank/metrics.token", str(token)),
+            ("/etc/plurank/metrics.token", str(kept)),
             ("127.0.0.1:8000", targets),
             ("scrape_interval: 5s", "scrape_interval: 500ms"),
             ("evaluation_interval: 15s", "evaluation_interval: 1s"),
@@ -93,10 +93,10 @@ def configured(folder: Path, targets: str) -> Path:
 
 
 @contextmanager
-def prometheus(folder: Path, targets: str, port: int) -> Iterator[Callable[..., Any]]:
+def prometheus(folder: Path, targets: str, port: int, token: str = TOKEN) -> Iterator[Callable[..., Any]]:
     """A Prometheus over the shipped configuration and the blocks in folder/data; asks its API."""
     at = f"127.0.0.1:{port}"
-    command = [tool("prometheus"), f"--config.file={configured(folder, targets)}", f"--web.listen-address={at}"]
+    command = [tool("prometheus"), f"--config.file={configured(folder, targets, token)}", f"--web.listen-address={at}"]
     command += [f"--storage.tsdb.path={folder / 'data'}", "--log.level=warn"]
     log = folder / "prometheus.log"
     with log.open("w") as file, subprocess.Popen(command, stderr=file) as process:

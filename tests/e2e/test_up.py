@@ -18,9 +18,10 @@ import msgspec
 import pytest
 
 from ranker.registry import Registry
-from services import live
+from services import embedded, live
 from services.client import Client
 from services.tokens import Tokens
+from tests.deploy.conftest import prometheus, wait_for
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -115,6 +116,7 @@ def test_up_ranks_learns_promotes_and_ends_and_goes_on_from_what_it_left(
             assert all(part in up.said() for part in ("events/s", "lag", "AUC like", "NDCG taste_group"))
             command_line_talks_to_it(state)
             every_process_shows_its_metrics(state, up.url)
+            a_prometheus_finds_and_scrapes_them_all(tmp_path, up)
             taken = up.stop(signal.SIGINT)
             ends(up, taken)
 
@@ -166,6 +168,24 @@ def every_process_shows_its_metrics(state: Path, url: str) -> None:
     assert {"trainer", "profiles", "monitor"} <= {role.split("-")[0] for role in roles}
     for name in ("plurank_learned_events_total", "plurank_folded_events_total", "plurank_group_impressions"):
         assert name in text
+
+
+def a_prometheus_finds_and_scrapes_them_all(folder: Path, up: Up) -> None:
+    """By the shipped configuration: discovery at the API, the token of the scope, every replica and loop."""
+    token, port = Tokens.open(up.state / "tokens")["metrics"], embedded.free_port()
+
+    def found(expression: str) -> dict[str, float]:
+        series = ask("query", query=expression)["result"]
+        return {one["metric"]["process"]: float(one["value"][1]) for one in series}
+
+    with prometheus(folder, up.url.removeprefix("http://"), port, token) as ask:
+        wait_for(lambda: len(found("up == 1")) == 5, "two replicas and three loops are scraped")
+        assert {name.split("-")[0] for name in found("up")} == {"api", "profiles", "trainer", "monitor"}
+        assert 0 not in found("up").values()
+        assert sum(found("sum by (process) (plurank_requests_total)").values()) > 0
+        assert found("plurank_learned_events_total")["trainer"] > 0
+        assert found("plurank_folded_events_total")["profiles"] > 0
+        assert len(found("max by (process) (plurank_version_info)")) >= 3  # replicas and trainer name a version
 
 
 def ends(up: Up, taken: float) -> None:
