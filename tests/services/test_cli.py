@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ranker import events
@@ -108,3 +109,49 @@ def test_the_module_runs_as_a_program() -> None:
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def shuffled(path: Path, slates: int, *, propensity: float | None) -> Path:
+    """Slates of three in random order; "a" is liked most and "c" least, and each place is looked at half as often."""
+    draw, items = np.random.default_rng(0), ["a", "b", "c"]
+    found: list[events.Event] = [events.Item(id=f"i-{name}", timestamp=1, item=name) for name in items]
+    for n in range(slates):
+        order, time = [items[k] for k in draw.permutation(3)], 10**9 + 20_000 * n
+        shown = [events.Shown(id=name, position=place, propensity=propensity) for place, name in enumerate(order)]
+        found.append(events.Ranking(id=f"r{n}", timestamp=time, user=f"u{n}", items=shown))
+        found += [
+            events.Interaction(
+                id=f"r{n}-{name}", timestamp=time + 1, user=f"u{n}", item=name, type="click", ranking=f"r{n}"
+            )
+            for place, name in enumerate(order)
+            if draw.random() < {"a": 0.9, "b": 0.4, "c": 0.05}[name] * 0.5**place
+        ]
+    path.write_bytes(b"\n".join(events.encode(event) for event in found))
+    return path
+
+
+def test_a_version_is_valued_from_logged_propensities_and_refused_without_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log, settings, registry = tmp_path / "log.jsonl", tmp_path / "plurank.toml", ["--registry", str(tmp_path / "r")]
+    settings.write_text('scale = "tiny"\n[[objectives]]\nname = "click"\nevent = "click"\nbiased = true\n')
+    shuffled(log, 250, propensity=1 / 3)
+    main(["train", "--events", str(log), "--config", str(settings), "--epochs", "10", *registry, "--json"])
+    version = json.loads(capsys.readouterr().out)["version"]
+    asked = ["evaluate", "--counterfactual", "--events", str(log), "--version", version, *registry]
+    assert main([*asked, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["version"], found["overlap"]["rows"], found["on_policy"]["slates"]) == (version, 750, 250)
+    best = 0.9 + 0.5 * 0.4 + 0.25 * 0.05  # a, b, c, which the version has learned
+    for estimator in ("ips", "snips", "doubly-robust"):
+        told = found["values"][estimator]
+        assert told["low"] < best < told["high"]
+        assert told["mean"] > found["on_policy"]["high"]
+    shuffled(log, 10, propensity=None)
+    assert main([*asked, "--objective", "like"]) == 2
+    assert "the binary objectives are click" in capsys.readouterr().err
+    assert main(asked) == 2
+    told = capsys.readouterr().err
+    assert "propensity: '30 of 30 rows have none' is not usable; log P(item at this position | request)" in told
+    assert main([arg for arg in asked if arg not in {"--version", version}]) == 2
+    assert "name the version that --counterfactual is about" in capsys.readouterr().err
