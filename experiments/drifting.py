@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from ranker.evidence import Act, Evidence
+from ranker.events import Interaction
+from ranker.evidence import EMPTY, Evidence, fold
 from ranker.inference import Scores
 from ranker.questions import Asked, answers_factor
 from ranker.simulation import examination
@@ -101,12 +102,13 @@ class People:
             rows = self._generator.integers(self.recipe.items, size=self.recipe.past)
             liked_H = self._generator.random(len(rows)) < self.likes(user, rows)
             kept_H = liked_H | (self._generator.random(len(rows)) < BOTHERED)
-            acts = [
-                Act(f"i{row}", "like" if liked else "dismiss", START_MS - (len(rows) - day) * DAY_MS)
-                for day, (row, liked, kept) in enumerate(zip(rows.tolist(), liked_H, kept_H, strict=True))
-                if kept
-            ]
-            found.append(Evidence(history=tuple(acts), recent=("past",), updated=START_MS - DAY_MS))
+            evidence = EMPTY
+            for day, (row, liked) in enumerate(zip(rows.tolist(), liked_H, strict=True)):
+                if kept_H[day]:
+                    time, kind = START_MS - (len(rows) - day) * DAY_MS, "like" if liked else "dismiss"
+                    act = Interaction(id=f"past-{day}", timestamp=time, user=f"u{user}", item=f"i{row}", type=kind)
+                    evidence = fold(evidence, act)
+            found.append(evidence)
         return found
 
     def today(self) -> NDArray[np.int64]:

@@ -32,12 +32,14 @@ from ranker.config import Calibration, Config, Exploration, Guard, Inputs, Objec
 from ranker.errors import DataError
 from ranker.evidence import EMPTY, Evidence, fold
 from ranker.metrics import entropy, gini
-from ranker.pipeline import Pipeline, Request
+from ranker.pipeline import Pipeline, Request, _Known
 from ranker.taste import Factor
 
 SUMMARY = "Closed loop over six months with drifting tastes: what pooled, personal and guarded slates do to people."
 METRICS = ("drift", "homogeneity", "diversity", "gini", "sycophancy_gap", "satisfaction")
 ARMS = ("pooled", "personal", "unguarded", "plurank")
+#: the arm whose long-term self is the truth: what a guard could do that knew her interests of the first day
+TOLD = "told"
 #: the guard's bounds in the arms of `--frontier`, beside those of `plurank`
 FRONTIER = {
     "drift .2": Guard(gap=1.0, drift=0.2, novelty=0.0),
@@ -46,6 +48,7 @@ FRONTIER = {
     "drift .2, novelty .1": Guard(gap=0.15, drift=0.2, novelty=0.1),
     "drift .1, novelty .2": Guard(gap=0.15, drift=0.1, novelty=0.2),
     "drift 0, novelty .3": Guard(gap=0.1, drift=0.0, novelty=0.3),
+    TOLD: Guard(gap=1.0, drift=0.0, novelty=0.0),
 }
 
 
@@ -117,6 +120,18 @@ class Month:
         return found | {f"{kind}_share": count / slates for kind, count in self.kinds.items()}
 
 
+class Told(Pipeline):
+    """Holds everybody to her interests of the first day, which only the simulation knows."""
+
+    def __init__(self, config: Config, given: Given, catalogue: Catalogue, version: str, start_UC: Array) -> None:
+        super().__init__(config, given, catalogue, version)  # type: ignore[arg-type]  # what rank() asks of it
+        self._start_UC = start_UC[:, [int(name[1:]) for name in catalogue.categories]]
+
+    def known(self, user: str, evidence: Evidence, now: int) -> _Known:
+        """Her taste as it is, and the truth."""
+        return super().known(user, evidence, now)._replace(interests_C=self._start_UC[int(user[1:])])
+
+
 def lived(recipe: Recipe, seed: int, arm: str, config: Config) -> list[dict[str, float]]:
     """One arm's months; people, items and each day's candidates are the same for all arms of a seed."""
     people = People(recipe, seed)
@@ -130,7 +145,10 @@ def lived(recipe: Recipe, seed: int, arm: str, config: Config) -> list[dict[str,
     for _ in range(recipe.months):
         prior = learned(people, known, prior)  # a month's learning
         given = Given(people, prior)
-        pipeline = Pipeline(config, given, catalogue, arm)  # type: ignore[arg-type]  # what rank() asks of an Inference
+        if arm == TOLD:
+            pipeline: Pipeline = Told(config, given, catalogue, arm, people.start_UC)
+        else:
+            pipeline = Pipeline(config, given, catalogue, arm)  # type: ignore[arg-type]  # what rank() asks of it
         month = Month(np.zeros((recipe.users, recipe.categories)))
         for _ in range(recipe.days):
             _day(people, known, pipeline, given, month, now=now, pooled=arm == "pooled")

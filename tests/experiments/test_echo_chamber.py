@@ -6,6 +6,7 @@ import pytest
 from experiments import echo_chamber
 from experiments.drifting import Given, People, Recipe
 from experiments.echo_chamber import METRICS
+from ranker.catalogue import Catalogue, Item
 from ranker.config import Guard
 from ranker.evidence import EMPTY, Act, Evidence
 from ranker.taste import Factor
@@ -53,6 +54,19 @@ def test_the_loop_measures_every_arm_by_month_and_repeats():
     assert found.row("plurank", "blend_share").mean > 0
     assert "over 0.00" in found.criterion
     assert echo_chamber.run(seeds=(3,), recipe=TINY, guard=Guard(gap=0.0, novelty=0.5)) == found
+
+
+def test_who_is_told_the_truth_holds_people_to_it():
+    people = People(TINY, 0)
+    catalogue = Catalogue(echo_chamber.declared(Guard()))
+    catalogue.put(Item("i0", {"genres": ["c4", "c2", "c0", "c1", "c3", "c5"]}))
+    pipeline = echo_chamber.Told(
+        echo_chamber.declared(Guard()), Given(people, prior(people)), catalogue, "told", people.start_UC
+    )
+    found_C = pipeline.known("u3", EMPTY, 0).interests_C
+    assert dict(zip(catalogue.categories, found_C.tolist(), strict=True)) == {
+        f"c{c}": share for c, share in enumerate(people.start_UC[3].tolist())
+    }
 
 
 def told(**changed: float) -> list[dict[str, list[dict[str, float]]]]:
