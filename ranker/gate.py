@@ -19,7 +19,7 @@ Axes: N items of a slate, T objectives, U users.
 
 from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import msgspec
@@ -217,7 +217,8 @@ class Anchor:
 
     def forget(self, user: str) -> None:
         """Drop the user's slates."""
-        self._keep({ranking: pair for ranking, pair in self.pairs.items() if pair.user != user})
+        if any(pair.user == user for pair in self.pairs.values()):
+            self._keep({ranking: pair for ranking, pair in self.pairs.items() if pair.user != user})
 
     def _release(self, line: deque[str]) -> None:
         ranking = line.popleft()
@@ -294,7 +295,8 @@ class Gate:
             reason = f"{len(common)} slates were scored by both versions; {self.slates} are needed"
             return Verdict("hold", (reason,), {"slates": float(len(common))})
         pairs = [Pair.of(candidate.slates[name], current.slates[name]) for name in common]
-        whole, latest = self._tests(pairs), self._tests(pairs[-self.slates :]) if len(pairs) > self.slates else []
+        [whole] = self._tests(pairs, len(pairs))
+        [latest] = self._tests(pairs[-self.slates :], self.slates) if len(pairs) > self.slates else [[]]
         share = (1 - self.level) / max(len(whole) + len(latest), 1)
         measures, harms, doubts = {"slates": float(len(common))}, list[str](), list[str]()
         for place, test in enumerate([*whole, *latest]):
@@ -337,7 +339,8 @@ class Gate:
         """
         if anchor.kept(OVERALL) < anchor.full:
             return False
-        tests = self._tests(list(anchor.pairs.values()), anchor.full)
+        # the places were chosen by versions close to the candidate: that advantage is no gain
+        [tests] = replace(self, favour=-self.favour)._tests(list(anchor.pairs.values()), anchor.full)
         gains = [
             test.name for test in tests if test.harm < 0 and test.judged(1 - self.level, 0.0, self.slates) == "excluded"
         ]
@@ -352,7 +355,8 @@ class Gate:
         pairs = list(anchor.pairs.values())
         if len(pairs) < self.slates:
             return [], {}
-        whole, latest = self._tests(pairs, anchor.full), self._tests(pairs, self.slates)
+        # the anchor chose no places here
+        whole, latest = replace(self, favour=0.0)._tests(pairs, anchor.full, self.slates)
         share = (1 - self.level) / max(len(whole) + len(latest), 1)
         lost = [
             f"since {anchor.version}: {test.said(share, self.slates)}"
@@ -396,8 +400,8 @@ class Gate:
                     found.append(f"log loss of {name} is {loss / rows:.3f}, the base rate alone has {entropy:.3f}")
         return found
 
-    def _tests(self, pairs: Sequence[Pair], last: int | None = None) -> list["Test"]:
-        """Every measure of every group of enough users, on the last so many slates of each."""
+    def _tests(self, pairs: Sequence[Pair], *lasts: int) -> list[list["Test"]]:
+        """Every measure of every group of enough users on its last so many slates, for each number given."""
         places: dict[str, int] = {}
         user_N = np.array([places.setdefault(pair.user, len(places)) for pair in pairs])
         loss_N2 = np.array([pair.loss for pair in pairs])
@@ -406,21 +410,28 @@ class Gate:
         for place, pair in enumerate(pairs):
             for group in pair.groups:
                 members.setdefault(group, []).append(place)
-        tests = []
-        for group, every in sorted(members.items()):
-            rows = every[-(last or len(every)) :]
-            for measure, sign, value_N2 in (("log_loss", 1, loss_N2), ("ndcg@10", -1, order_N2)):
-                value_n2 = value_N2[rows]
-                known = ~np.isnan(value_n2).any(1)
-                users, user_n = np.unique(user_N[rows][known], return_inverse=True)
-                if len(users) < self.group:
-                    continue
-                new_U, old_U = (np.bincount(user_n, value_n2[known, side], len(users)) for side in (0, 1))
-                if measure == "ndcg@10":
-                    new_U = new_U + self.favour * old_U
-                if old_U.sum() > 0:
-                    tests.append(Test.paired(f"{measure}:{group}", sign, new_U, old_U, int(known.sum())))
-        return tests
+        groups = sorted(members.items())
+        measures = ("log_loss", 1, loss_N2), ("ndcg@10", -1, order_N2)
+        return [
+            [
+                test
+                for group, rows in groups
+                for measure, sign, value_N2 in measures
+                if (test := self._test(f"{measure}:{group}", sign, value_N2[rows[-last:]], user_N[rows[-last:]]))
+            ]
+            for last in lasts
+        ]
+
+    def _test(self, name: str, sign: int, value_n2: NDArray[np.float64], user_n: NDArray[np.int64]) -> "Test | None":
+        """One measure of one group; None where it has too few users or nothing to lose."""
+        known = ~np.isnan(value_n2).any(1)
+        users, place_n = np.unique(user_n[known], return_inverse=True)
+        if len(users) < self.group:
+            return None
+        new_U, old_U = (np.bincount(place_n, value_n2[known, side], len(users)) for side in (0, 1))
+        if name.startswith("ndcg@10"):
+            new_U = new_U + self.favour * old_U
+        return Test.paired(name, sign, new_U, old_U, int(known.sum())) if old_U.sum() > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

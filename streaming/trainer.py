@@ -365,6 +365,15 @@ class Trainer:
         self.anchor.settle(version)
         self._freeze(weights)
 
+    def _move_up(self, version: str, weights: Mapping[str, Tensor]) -> None:
+        """Make a version that was just promoted the anchor, if there is none yet or it is time.
+
+        The first weights, which know nothing, are never the anchor.
+        """
+        if self._frozen is None or self.gate.surpassed(self.anchor):
+            self._settle(version, weights)
+            self._save()  # slates scored by the former anchor cannot stand beside those that come
+
     def _freeze(self, weights: Mapping[str, Tensor]) -> None:
         self._frozen = frozen = Learner(self.config)
         frozen.load({**frozen.state(), **{f"model.{name}": value for name, value in weights.items()}})
@@ -456,10 +465,8 @@ class Trainer:
             pass
         except RegistryError as error:  # the pointer moved meanwhile: the next candidate is judged anew
             self._notices.append(str(error))
-        # the first weights, which know nothing yet, are no anchor
-        if promoted and pointer is not None and (self._frozen is None or self.gate.surpassed(self.anchor)):
-            self._settle(version, weights)
-            self._save()  # what is scored from here on cannot be scored by the former anchor
+        if promoted and pointer is not None:
+            self._move_up(version, weights)
         self.registry.prune(besides=() if self.anchor.version is None else (self.anchor.version,))
         yield replace(report, version=self._base, published=version, verdict=verdict, promoted=promoted)
 
@@ -469,10 +476,12 @@ class Trainer:
         if pointer is None or pointer.version == self._base:
             return False
         mine = self.registry.manifest(pointer.version).metrics.get("line") == self._line
-        if mine and not pointer.held:
-            self._base = pointer.version
-            return False
         version = self.registry.load(pointer.version)
+        if mine and not pointer.held:  # a canary of this trainer that was promoted
+            self._base = pointer.version
+            if version.manifest.parent is not None:
+                self._move_up(version.id, version.weights)
+            return False
         # what a version ships besides its weights is missing where it was trained elsewhere: then the learner's own
         rest = self.registry.state(pointer.version) or {
             name: value for name, value in self.learner.state().items() if not name.startswith(("adam.", TEACHER))

@@ -313,3 +313,11 @@ def test_an_anchor_moves_when_a_gain_is_shown_and_on_full_windows_nobody_looks_w
     anchor: Anchor, surpassed: bool
 ) -> None:
     assert Gate().surpassed(anchor) is surpassed
+
+
+def test_the_advantage_of_who_chose_the_places_is_not_the_anchors() -> None:
+    anchor = since(few=-0.05, most=-0.05, slates=3000)
+    name = "since:ndcg@10:overall:change"
+    changes = [Gate(full=400, favour=favour).judge(*windows(better), anchor).measures[name] for favour in (0.0, 0.1)]
+    assert changes[0] == changes[1]
+    assert not Gate(favour=0.1).surpassed(anchor)

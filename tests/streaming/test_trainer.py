@@ -17,6 +17,7 @@ from ranker.catalogue import Catalogue
 from ranker.errors import CheckpointError
 from ranker.events import Field, Forget, Interaction, Item, Ranking, Shown, User
 from ranker.gate import Gate, Pair, Verdict
+from ranker.golden import Golden, made_up
 from ranker.join import Example
 from ranker.learner import Learner, StepReport
 from ranker.registry import Registry
@@ -516,3 +517,20 @@ def test_what_is_promoted_by_force_is_what_later_candidates_are_held_to(tmp_path
     one.registry.promote(first, Verdict("refuse", ("harm",)), force=True, who="ada")
     publish(one, log, clock)
     assert one.anchor.version == first
+
+
+def test_a_canary_of_this_trainer_that_was_promoted_is_an_anchor_but_the_first_weights_are_not(tmp_path: Path) -> None:
+    log = Log([])
+    one = trainer(log, tmp_path)
+    run(one, log)
+    first = one.registry.versions()[0]
+    one._base = None  # as after a crash before the first checkpoint that knows it
+    assert not one._follow_pointer()
+    assert one.anchor.version is None
+    weights, catalogue = one.learner.weights(), one.joiner.catalogue
+    golden = Golden.record(CONFIG, weights, catalogue, made_up(CONFIG, catalogue, 1))
+    version = one.registry.save(weights, CONFIG, metrics={"line": one._line}, golden=golden, parent=first)
+    one.registry.promote(version, Verdict("pass"), who="monitor")
+    assert not one._follow_pointer()
+    one.close()
+    assert one.anchor.version == one._base == version
