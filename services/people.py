@@ -78,7 +78,7 @@ class People:
             RequestError: the token is not one of ours.
             RegistryError: 503, no version yet.
         """
-        serving = self._replica.serving
+        serving, _ = self._replica.serving_of(user)
         evidence, missing = await self._replica.evidence(user, token)
         question, progress = self._next(serving, user, evidence)
         return QuestionAnswer(
@@ -100,7 +100,7 @@ class People:
             LogUnavailable: the broker did not take them.
             RegistryError: 503, no version yet.
         """
-        serving = self._replica.serving
+        serving, _ = self._replica.serving_of(user)
         evidence, missing = await self._replica.evidence(user, sent.evidence_token)
         now = self._now()
         results: list[Taken] = []
@@ -221,7 +221,7 @@ class People:
             RequestError: the token is not one of ours.
             RegistryError: 503, no version yet.
         """
-        serving = self._replica.serving
+        serving, _ = self._replica.serving_of(user)
         evidence, missing = await self._replica.evidence(user, token)
         return self._summary(serving, user, evidence, missing)
 
@@ -234,7 +234,7 @@ class People:
             LogUnavailable: the broker did not take it.
             RegistryError: 503, no version yet.
         """
-        serving = self._replica.serving
+        serving, _ = self._replica.serving_of(user)
         evidence, missing = await self._replica.evidence(user, sent.evidence_token)
         if "store" in missing and UNSET in (sent.likes, sent.avoids, sent.struck):
             remedy = "what was written before cannot be looked up just now; try again, or send likes, avoids and struck"
@@ -304,7 +304,7 @@ class People:
             RequestError: the token is not one of ours.
             RegistryError: 503, no version yet.
         """
-        serving = self._replica.serving
+        serving, _ = self._replica.serving_of(user)
         evidence, missing = await self._replica.evidence(user, token)
         catalogue, inference = self._replica.catalogue, serving.pipeline.inference
         with self._replica.catalogue_lock:

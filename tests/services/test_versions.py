@@ -58,6 +58,9 @@ def test_a_canary_serves_its_share_and_answers_and_log_say_so(service: Service) 
     service.settle(lambda: service.call("POST", "/v1/rank", {"user": few, **asked}).json()["version"] == second)
     answers = [service.call("POST", "/v1/rank", {"user": user, **asked}).json() for user in (few, most)]
     assert [(answer["version"], answer["arm"]) for answer in answers] == [(second, "canary"), (first, "current")]
+    for page in ("question", "summary", "taste"):  # a person meets one version, wherever she looks
+        told = [service.call("GET", f"/v1/users/{user}/{page}").json()["version"] for user in (few, most)]
+        assert told == [second, first], page
     service.settle(lambda: all(answer["ranking"] in {event.id for event in service.log.events} for answer in answers))
     served = {event.id: event for event in service.log.events if isinstance(event, events.Ranking)}
     logged = [served[answer["ranking"]] for answer in answers]
