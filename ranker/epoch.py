@@ -45,6 +45,16 @@ class Told:
 Tell = Callable[[Rows], Told]
 
 
+def withdrawn(item: Item) -> bool:
+    """Whether an item event took it out of what is recommended, until another one brings it back.
+
+    Example:
+        >>> withdrawn(Item("a", {"withdrawn": True})), withdrawn(Item("a"))
+        (True, False)
+    """
+    return item.fields.get("withdrawn") is True
+
+
 class Epoch:
     """One index for all versions of an epoch.
 
@@ -76,7 +86,7 @@ class Epoch:
         return cls(version, before=None if using is None or using.index is None else using)
 
     def take(self, items: Sequence[Item], tell: Tell) -> int:
-        """Take up new and replaced items; versions may call it in turn, the first one tells.
+        """Take up new, replaced and withdrawn items; versions may call it in turn, the first one tells.
 
         Returns:
             How many calls found something to take up.
@@ -98,6 +108,8 @@ class Epoch:
             self.born_N[rows] = [items[row].first_seen for row in changed]
             self.shown_N = np.pad(self.shown_N, (0, grown))
             self._seen = list(items)
+            gone = rows[[withdrawn(items[row]) for row in changed]] if changed else rows
+            rows = np.setdiff1d(rows, gone)
             before, self._before = self._before, None
             if self.index is None and before is not None and before.index is not None:
                 self.index = before.index
@@ -105,16 +117,18 @@ class Epoch:
                 self._put(fresh, tell(fresh))
                 shared = min(len(before.shown_N), len(items))
                 self.shown_N[:shared] = before.shown_N[:shared]
-                self._build(lambda: self._told(rows, tell))
+                self.index = self.index.remove(gone)
+                self._build(lambda: self._told(rows, tell), rows)
             elif self.index is None:
                 told = tell(rows)
-                self.shown_N = told.shown_N.copy()
+                self.shown_N[rows] = told.shown_N
                 # until the lists are built every item is looked at: slower, and exact
                 self.index = Index(told.vectors_NX, rows, flat=max(self._flat, len(rows)))
                 if len(rows) > self._flat:
                     self._build(lambda: told.vectors_NX, rows)
             else:
                 self._put(rows, tell(rows))
+                self.index = self.index.remove(gone)
                 if self.index.loose > max(FEW, LOOSE * len(self.index)) and self._thread is None:
                     held, kept = self.index, self.index.rows
                     self._build(lambda: held.vectors(kept), kept)
@@ -163,8 +177,7 @@ class Epoch:
             self.shown_N[rows] = told.shown_N
         return told.vectors_NX
 
-    def _build(self, vectors: Callable[[], Floats], rows: Rows | None = None) -> None:
-        rows = np.arange(len(self._seen)) if rows is None else rows
+    def _build(self, vectors: Callable[[], Floats], rows: Rows) -> None:
         self._since = []
 
         def build() -> None:
@@ -173,8 +186,10 @@ class Epoch:
                 with self._lock:
                     assert self.index is not None
                     for later in self._since or ():
-                        built = built.put(later, self.index.vectors(later))
-                    self.index = built
+                        held = later[self.index.holds(later)]
+                        built = built.put(held, self.index.vectors(held))
+                    kept = built.rows
+                    self.index = built.remove(kept[~self.index.holds(kept)])  # what was withdrawn meanwhile
                     self.builds += 1
             except BaseException as error:
                 self._trouble = error

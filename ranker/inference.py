@@ -21,7 +21,7 @@ from ranker.catalogue import Catalogue, Item
 from ranker.comparisons import said
 from ranker.config import Config
 from ranker.counters import Counters, Fading
-from ranker.epoch import Epoch, Told
+from ranker.epoch import Epoch, Told, withdrawn
 from ranker.errors import RegistryError
 from ranker.events import Value
 from ranker.evidence import Act, Answer, Evidence
@@ -227,6 +227,9 @@ class Inference:
         if self.vocabulary is None or self.vocabulary.catalogue is not catalogue:
             shared = self._shared if self._shared is not None and self._shared.catalogue is catalogue else None
             self.vocabulary = shared or Vocabulary(self.config, catalogue)
+        gone_N = np.zeros(len(items), np.bool_)
+        gone_N[: len(seen)] = ~side.index.holds(np.arange(len(seen)))
+        gone_N[rows] = [withdrawn(items[row]) for row in rows.tolist()]
         known_N = self._shown(tail_NX[: len(items)])
         self.vocabulary.update(known_N if known_N.any() else None)
         tags = self.vocabulary.tags
@@ -238,7 +241,7 @@ class Inference:
             act_NH,
             born_N,
             True,
-            Index(base_NX),
+            Index(base_NX).remove(np.flatnonzero(gone_N)),
             typical_K1,
             tags=tags,
             space=space,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from ranker import events
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, Inputs, Objective
 from ranker.epoch import Epoch, Told
@@ -59,6 +60,47 @@ def test_new_and_replaced_items_are_told_by_whoever_comes_first():
     assert epoch.index.search(QUERY, 4, share=1.0)[0].tolist() == [52, 51, 50, 1]
     assert epoch.index.vectors(np.array([2])) == pytest.approx(teller()(np.array([2])).vectors_NX)
     assert epoch.born_N[1] == 7
+
+
+def without(items: list[Item], *rows: int) -> list[Item]:
+    return [Item(i.id, {**i.fields, "withdrawn": True}, i.first_seen) if n in rows else i for n, i in enumerate(items)]
+
+
+def test_a_withdrawn_item_is_not_found_until_it_is_brought_back():
+    epoch, items = Epoch(flat=20), some(50)
+    epoch.take(without(items, 49), teller())
+    epoch.wait()
+    assert epoch.index.search(QUERY, 2, share=1.0)[0].tolist() == [48, 47]
+    epoch.take(gone := without(items, 48), teller())
+    assert epoch.index.search(QUERY, 2, share=1.0)[0].tolist() == [49, 47]
+    after = Epoch("v2", before=epoch, flat=20)
+    after.take(gone, teller())
+    after.wait()
+    assert (len(after.index), after.index.holds(np.array([48])).any()) == (49, False)
+    after.take(items, teller())
+    assert after.index.search(QUERY, 2, share=1.0)[0].tolist() == [49, 48]
+
+
+def test_what_is_withdrawn_while_it_is_built_stays_out():
+    items, gate = some(50), threading.Event()
+    first = Epoch("v1", flat=20)
+    first.take(items, teller())
+    first.wait()
+    epoch = Epoch("v2", before=first, flat=20)
+
+    def slow(rows: np.ndarray) -> Told:
+        if threading.current_thread() is not threading.main_thread():
+            gate.wait(10)
+        return teller()(rows)
+
+    epoch.take(items, slow)
+    more = [*items, *some(2, 50)]
+    epoch.take(without(more, 49), teller())
+    epoch.take(without(more, 49, 51), teller())
+    gate.set()
+    epoch.wait()
+    assert epoch.index is not first.index
+    assert epoch.index.search(QUERY, 2, share=1.0)[0].tolist() == [50, 48]
 
 
 def test_what_comes_while_it_is_built_is_not_lost():
@@ -162,6 +204,23 @@ def test_versions_of_an_epoch_share_its_index_and_score_with_their_own_weights()
     small = Inference(CONFIG, Model(CONFIG, torch.Generator().manual_seed(0)).state_dict())
     small.attach(catalogue)
     assert small.recall(5) is None
+
+
+@pytest.mark.parametrize("cached", [1000, 30])
+def test_an_item_event_withdraws_an_item_from_what_is_recommended(cached):
+    catalogue = catalogue_of(some(60))
+    inference = Inference(CONFIG, Model(CONFIG, torch.Generator().manual_seed(0)).state_dict(), cached=cached)
+    taste, how = inference.taste(Evidence(), NOW), {"target_C": np.full(4, 0.25), "share": 0.5}
+    for said, there in ((None, True), (True, False), (False, True), (True, False)):
+        if said is not None:
+            fields = [events.Field("withdrawn", said)]
+            catalogue.fold(events.Item(id="e", timestamp=NOW, item="i7", fields=fields))
+        inference.attach(catalogue)
+        found = inference.retrieve(taste, 100, **how).rows
+        assert (len(found), 7 in found) == (59 + there, there)
+        catalogue.put(Item("i8", {"genre": "b"}, 3))  # another one's change does not bring it back
+        inference.attach(catalogue)
+        assert (7 in inference.retrieve(taste, 100, **how).rows) is there
 
 
 def test_an_epoch_lasts_for_so_many_versions(tmp_path):
