@@ -211,15 +211,28 @@ def course(pool: Pool, few: str, most: str, size: int, generator: np.random.Gene
     )
 
 
+def stated(
+    pool: Pool, names: tuple[str, str], size: int, every: int, generator: np.random.Generator
+) -> dict[str, float]:
+    """The mean margin of NDCG by group that verdicts on this candidate state last."""
+    some = [course(pool, *names, size, generator, every=every).margins for _ in range(10)]
+    return {group: float(np.nanmean([one[group] for one in some])) for group in some[0]}
+
+
 def candidates(pool: Pool, size: int, every: int, generator: np.random.Generator) -> dict[str, tuple[str, str]]:
-    """Names of every kind of candidate for (the few, most); losses beyond the margins that this window states."""
-    equals = [course(pool, "equal", "equal", size, generator, every=every).margins for _ in range(10)]
-    margin = {group: float(np.nanmean([one[group] for one in equals])) for group in equals[0]}
+    """Names of every kind of candidate for (the few, most); losses beyond the margins that this window states.
+
+    More loss is more noise and so a wider margin: the loss that equals its own margin is come by in three rounds.
+    """
     found = {"equal": ("equal", "equal"), "better": ("better", "better"), "poisoned": ("poisoned", "equal")}
     found |= {f"group {worse(loss)}": (pool.losing(loss), "equal") for loss in LOSSES}
+    own = everybody = 0.0
+    for _ in range(3):
+        own = stated(pool, (pool.losing(own), "equal"), size, every, generator)["group=few"]
+        everybody = stated(pool, (pool.losing(everybody),) * 2, size, every, generator)[OVERALL]
     for times in BEYOND:
-        found[f"group {times:g} margins"] = pool.losing(times * margin["group=few"]), "equal"
-        found[f"all {times:g} margins"] = (pool.losing(times * margin[OVERALL]),) * 2
+        found[f"group {times:g} margins"] = pool.losing(times * own), "equal"
+        found[f"all {times:g} margins"] = (pool.losing(times * everybody),) * 2
     return found
 
 
@@ -262,13 +275,13 @@ class Chain:
     Attributes:
         lost: share of the group's NDCG lost by the last version that was promoted.
         promoted, moved: promotions, and moves of the anchor.
-        accused: the anchor refused at least once.
+        accused: share of the candidates that the anchor refused at least once.
     """
 
     lost: float
     promoted: int
     moved: int
-    accused: bool
+    accused: float
 
 
 def chain(
@@ -278,8 +291,8 @@ def chain(
 
     Each errs in its own way and has windows of 1,000 slates to pass; one that is not promoted by then ends the chain.
     """
-    gate, anchor = Gate(), Anchor()
-    served, moved, accused = ("served", "served"), 0, False
+    gate, anchor, promoted = Gate(), Anchor(), 0
+    served, moved, accused = ("served", "served"), 0, set[int]()
     if anchored:
         anchor.settle("served|served")
     for link in range(1, links + 1):
@@ -291,7 +304,8 @@ def chain(
             for end in range(gate.slates, gate.full + 1, PACE):
                 window.fill(end, served, anchor if anchored else None)
                 verdict = gate.judge(window.new, window.old, anchor if anchored else None)
-                accused |= any(reason.startswith("since ") for reason in verdict.reasons)
+                if any(reason.startswith("since ") for reason in verdict.reasons):
+                    accused.add(link)
                 passed = verdict.decision == "pass"
                 if verdict.decision != "hold":
                     break
@@ -303,9 +317,13 @@ def chain(
         if anchored and gate.surpassed(anchor):
             anchor.settle("|".join(candidate))
             moved += 1
-    else:
-        link += 1
-    return Chain(lost=1 - (1 - creep) ** (link - 1), promoted=link - 1, moved=moved, accused=accused)
+        promoted = link
+    return Chain(
+        lost=1 - (1 - creep) ** promoted,
+        promoted=promoted,
+        moved=moved,
+        accused=len(accused) / min(promoted + 1, links),
+    )
 
 
 def single(
@@ -359,8 +377,8 @@ def run(
         rows=tuple(rows),
         criterion="over all looks of a window, by the upper end of the interval: under 5 % of equal candidates are "
         "refused, and under 5 % of any kind pass with a true loss beyond the margin that their verdict states; none "
-        "that is poisoned passes, four of five better ones do; an anchor refuses under 5 % of equal chains, "
-        f"and with it chains that cost the group a little at each promotion end before {MOST:.0%}",
+        "that is poisoned passes, four of five better ones do; an anchor refuses under 5 % of equal "
+        f"candidates in a chain, and with it chains that cost the group a little at each promotion end before {MOST:.0%}",
         holds=_holds(rows, windows),
     )
 

@@ -295,8 +295,8 @@ class Gate:
             reason = f"{len(common)} slates were scored by both versions; {self.slates} are needed"
             return Verdict("hold", (reason,), {"slates": float(len(common))})
         pairs = [Pair.of(candidate.slates[name], current.slates[name]) for name in common]
-        [whole] = self._tests(pairs, len(pairs))
-        [latest] = self._tests(pairs[-self.slates :], self.slates) if len(pairs) > self.slates else [[]]
+        whole = self._tests(pairs, len(pairs))
+        latest = self._tests(pairs[-self.slates :], self.slates) if len(pairs) > self.slates else []
         share = (1 - self.level) / max(len(whole) + len(latest), 1)
         measures, harms, doubts = {"slates": float(len(common))}, list[str](), list[str]()
         for place, test in enumerate([*whole, *latest]):
@@ -340,7 +340,7 @@ class Gate:
         if anchor.kept(OVERALL) < anchor.full:
             return False
         # the places were chosen by versions close to the candidate: that advantage is no gain
-        [tests] = replace(self, favour=-self.favour)._tests(list(anchor.pairs.values()), anchor.full)
+        tests = replace(self, favour=-self.favour)._tests(list(anchor.pairs.values()), anchor.full)
         gains = [
             test.name for test in tests if test.harm < 0 and test.judged(1 - self.level, 0.0, self.slates) == "excluded"
         ]
@@ -351,19 +351,19 @@ class Gate:
         )
 
     def _since(self, anchor: Anchor) -> tuple[list[str], dict[str, float]]:
-        """What is shown to be lost since the anchor, on the latest slates of each group and the very latest."""
+        """What is shown to be lost since the anchor, on the latest slates of each group."""
         pairs = list(anchor.pairs.values())
         if len(pairs) < self.slates:
             return [], {}
         # the anchor chose no places here
-        whole, latest = replace(self, favour=0.0)._tests(pairs, anchor.full, self.slates)
-        share = (1 - self.level) / max(len(whole) + len(latest), 1)
+        tests = replace(self, favour=0.0)._tests(pairs, anchor.full)
+        share = (1 - self.level) / max(len(tests), 1)
         lost = [
             f"since {anchor.version}: {test.said(share, self.slates)}"
-            for test in (*whole, *latest)
+            for test in tests
             if test.judged(share, self.tolerance, self.slates) == "shown"
         ]
-        return lost, {f"since:{test.name}:change": test.sign * test.harm for test in whole}
+        return lost, {f"since:{test.name}:change": test.sign * test.harm for test in tests}
 
     def excludable(self, test: "Test", slates: int, tests: int) -> float:
         """The harm that a full window excludes of two equal versions, by this group's share of it.
@@ -400,8 +400,8 @@ class Gate:
                     found.append(f"log loss of {name} is {loss / rows:.3f}, the base rate alone has {entropy:.3f}")
         return found
 
-    def _tests(self, pairs: Sequence[Pair], *lasts: int) -> list[list["Test"]]:
-        """Every measure of every group of enough users on its last so many slates, for each number given."""
+    def _tests(self, pairs: Sequence[Pair], last: int) -> list["Test"]:
+        """Every measure of every group of enough users, on its last so many slates."""
         places: dict[str, int] = {}
         user_N = np.array([places.setdefault(pair.user, len(places)) for pair in pairs])
         loss_N2 = np.array([pair.loss for pair in pairs])
@@ -410,16 +410,11 @@ class Gate:
         for place, pair in enumerate(pairs):
             for group in pair.groups:
                 members.setdefault(group, []).append(place)
-        groups = sorted(members.items())
-        measures = ("log_loss", 1, loss_N2), ("ndcg@10", -1, order_N2)
         return [
-            [
-                test
-                for group, rows in groups
-                for measure, sign, value_N2 in measures
-                if (test := self._test(f"{measure}:{group}", sign, value_N2[rows[-last:]], user_N[rows[-last:]]))
-            ]
-            for last in lasts
+            test
+            for group, rows in sorted(members.items())
+            for measure, sign, value_N2 in (("log_loss", 1, loss_N2), ("ndcg@10", -1, order_N2))
+            if (test := self._test(f"{measure}:{group}", sign, value_N2[rows[-last:]], user_N[rows[-last:]]))
         ]
 
     def _test(self, name: str, sign: int, value_n2: NDArray[np.float64], user_n: NDArray[np.int64]) -> "Test | None":
