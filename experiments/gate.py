@@ -377,8 +377,9 @@ def run(
         rows=tuple(rows),
         criterion="over all looks of a window, by the upper end of the interval: under 5 % of equal candidates are "
         "refused, and under 5 % of any kind pass with a true loss beyond the margin that their verdict states; none "
-        "that is poisoned passes, four of five better ones do; an anchor refuses under 5 % of equal "
-        f"candidates in a chain, and with it chains that cost the group a little at each promotion end before {MOST:.0%}",
+        "that is poisoned passes, four of five better ones do; an anchor refuses under 5 % of the "
+        "candidates of equal chains, and with it chains that cost the group a little at each promotion end before "
+        f"{MOST:.0%}",
         holds=_holds(rows, windows),
     )
 
