@@ -181,9 +181,8 @@ class Learner:
         self.model.eval()
         population = Population.from_array(self.model.get_buffer("reliability").numpy())
         with torch.no_grad():
-            found: NDArray[np.float64] = (
-                self.model(collate(examples, catalogue, self.encoder, population)).margin_P.double().numpy()
-            )
+            margin_P = self.model.margins(collate(examples, catalogue, self.encoder, population))
+        found: NDArray[np.float64] = margin_P.double().numpy()
         return found
 
     def _chances(self, logits_RT: Tensor) -> Tensor:

@@ -70,6 +70,18 @@ class Rows(NamedTuple):
     wide_VT: Tensor
 
 
+class _Read(NamedTuple):
+    """Items, users and requests embedded; base rewards with intercepts; the history's taste, and the one with answers
+    as mean, precision and covariances."""
+
+    item_ID: Tensor
+    user_UD: Tensor
+    request_UD: Tensor
+    base: tuple[Tensor, Tensor]
+    context_UK: Tensor
+    taste: tuple[Tensor, Tensor, dict[int, Tensor]]
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
     """What the model says of a batch.
@@ -171,23 +183,9 @@ class Model(nn.Module):
             counts_RF: what the counters said when the rows were shown; without it, what they say now.
         """
         table_VD, wide_VT = rows or (self.table_VD[batch.touched_V], self.wide_VT[batch.touched_V])
-        embedded = _bags(table_VD, batch.bag_rows, batch.bag_starts, batch.bag_weights)
-        item_ID, user_UD, request_UD, kind_CD = embedded.split_with_sizes(
-            [batch.items, batch.slates, batch.slates, batch.kinds]
-        )
-        item_ID = item_ID + batch.item_numbers @ self.numbers["item"].T
-        user_UD = user_UD + batch.user_numbers @ self.numbers["user"].T
-        request_UD = request_UD + batch.request_numbers @ self.numbers["request"].T
-        kind_CD = kind_CD + batch.kind_numbers @ self.kind_numbers.T
-
-        base_IK1 = functional.linear(item_ID, self.phi, self.phi_bias)
-        phi_IK, intercept_I = base_IK1[:, :-1], base_IK1[:, -1]
-        kind_CH = functional.linear(kind_CD, self.act_kind, self.act_bias)
-        # a product, not a sum: what an act says of a taste is its item, turned by how much she cared for it
-        gate_AH = torch.addmm(kind_CH.index_select(0, batch.act_kind_A), batch.act_inputs, self.act_inputs.T)
-        hidden_AH = (item_ID @ self.act_item.T).index_select(0, batch.act_item_A) * gate_AH
-        context_UK, precision_UK = self.history(hidden_AH, batch.act_slate_A, batch.slates)
-        mean_UK, covariances = self._answers(batch, context_UK, precision_UK, phi_IK, intercept_I)
+        read = self._read(batch, table_VD)
+        item_ID, user_UD, request_UD, phi_IK, intercept_I = read.item_ID, read.user_UD, read.request_UD, *read.base
+        context_UK, (mean_UK, precision_UK, _) = read.context_UK, read.taste
 
         to_phi, to_z, to_zphi, to_r, to_item, to_user, to_request, to_row = self.first.split_with_sizes(
             parts(self.sizes.K, self.sizes.D, len(self.direct_TF)), 1
@@ -211,7 +209,7 @@ class Model(nn.Module):
         logits_RT = self.experts(shared_RS, draws) + wide_IT.index_select(0, row_item_R) + row_RF @ self.direct_TF.T
         if self.training:
             self._note(logits_RT.detach())
-        margin_P, variance_P, pooled_P = self._compare(batch, (mean_UK, precision_UK, covariances), phi_IK, intercept_I)
+        margin_P, variance_P, pooled_P = self._compare(batch, read)
         return Output(
             logits_RT=logits_RT,
             tower_RT=self.tower(batch.positions_R, batch.devices[row_slate_R], draws),
@@ -225,6 +223,32 @@ class Model(nn.Module):
             variance_P=variance_P,
             framing_P=framing(self.framing, batch.pair_first_P, batch.pair_wording_P, draws),
             pooled_P=pooled_P,
+        )
+
+    def margins(self, batch: Batch) -> Tensor:
+        """The margin of each comparison by the taste, (P,), as `forward` gives it, without the rest."""
+        return self._compare(batch, self._read(batch, self.table_VD[batch.touched_V]))[0]
+
+    def _read(self, batch: Batch, table_VD: Tensor) -> "_Read":
+        embedded = _bags(table_VD, batch.bag_rows, batch.bag_starts, batch.bag_weights)
+        item_ID, user_UD, request_UD, kind_CD = embedded.split_with_sizes(
+            [batch.items, batch.slates, batch.slates, batch.kinds]
+        )
+        item_ID = item_ID + batch.item_numbers @ self.numbers["item"].T
+        user_UD = user_UD + batch.user_numbers @ self.numbers["user"].T
+        request_UD = request_UD + batch.request_numbers @ self.numbers["request"].T
+        kind_CD = kind_CD + batch.kind_numbers @ self.kind_numbers.T
+
+        base_IK1 = functional.linear(item_ID, self.phi, self.phi_bias)
+        phi_IK, intercept_I = base_IK1[:, :-1], base_IK1[:, -1]
+        kind_CH = functional.linear(kind_CD, self.act_kind, self.act_bias)
+        # a product, not a sum: what an act says of a taste is its item, turned by how much she cared for it
+        gate_AH = torch.addmm(kind_CH.index_select(0, batch.act_kind_A), batch.act_inputs, self.act_inputs.T)
+        hidden_AH = (item_ID @ self.act_item.T).index_select(0, batch.act_item_A) * gate_AH
+        context_UK, precision_UK = self.history(hidden_AH, batch.act_slate_A, batch.slates)
+        mean_UK, covariances = self._answers(batch, context_UK, precision_UK, phi_IK, intercept_I)
+        return _Read(
+            item_ID, user_UD, request_UD, (phi_IK, intercept_I), context_UK, (mean_UK, precision_UK, covariances)
         )
 
     def _answers(
@@ -251,11 +275,9 @@ class Model(nn.Module):
                 covariances[slate] = torch.from_numpy(np.linalg.inv(after.precision_K))
         return mean_UK + shift_UK, covariances
 
-    def _compare(
-        self, batch: Batch, taste: tuple[Tensor, Tensor, dict[int, Tensor]], phi_IK: Tensor, intercept_I: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _compare(self, batch: Batch, read: "_Read") -> tuple[Tensor, Tensor, Tensor]:
         """Margin and variance of each comparison under its user's taste, and the margin under the prior alone."""
-        mean_UK, precision_UK, covariances = taste
+        (phi_IK, intercept_I), (mean_UK, precision_UK, covariances) = read.base, read.taste
         one_P, other_P = batch.row_item_R[batch.pair_one_P], batch.row_item_R[batch.pair_other_P]
         user_P = batch.row_slate_R[batch.pair_one_P]
         difference_PK, offset_P = phi_IK[one_P] - phi_IK[other_P], intercept_I[one_P] - intercept_I[other_P]

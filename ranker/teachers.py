@@ -76,7 +76,7 @@ class Teachers:
                 continue
             asked = [privileged(examples[place], people.evidence.get(examples[place].user)) for place in own]
             with torch.no_grad():
-                margin_P = model(collate(asked, catalogue, self._encoder, population)).margin_P
+                margin_P = model.margins(collate(asked, catalogue, self._encoder, population))
             places = [p for place in own for p in range(ends[place], ends[place + 1])]
             found[torch.tensor(places)] = margin_P
         return found

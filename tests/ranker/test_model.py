@@ -208,8 +208,10 @@ def test_a_comparisons_variance_is_that_of_its_users_taste(built):
         replace(some_example(("i5", "i6")), pairs=pair),
         replace(some_example(("i5", "i6")), evidence=told, pairs=pair),
     ]
+    batch = collate(examples, known, Encoder(settings_))
     with torch.no_grad():
-        out = model(collate(examples, known, Encoder(settings_)))
+        out = model(batch)
+        assert torch.equal(model.margins(batch), out.margin_P)
     phi_NK, intercept_N = inference.base(np.array([5, 6]))
     difference_K = phi_NK[0] - phi_NK[1]
     for place, example in enumerate(examples):
