@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Column, Table
 
 from ranker.config import Config
@@ -76,9 +78,11 @@ def _verdict(registry: Registry, version: str) -> Verdict:
 def _list(registry: Registry, console: Console) -> Any:
     pointer = registry.current()
     version_column = Column("version", min_width=18, no_wrap=True)  # it is copied from here
-    table = Table(version_column, "made", "from", "state", "AUC")
+    versions = registry.versions()
+    measured = _aucs(registry.manifest(versions[-1]).metrics) if versions else {}
+    table = Table(version_column, "made", "from", "state", " ".join(["AUC", *measured]), box=SIMPLE)
     rows = []
-    for version in registry.versions():
+    for version in versions:
         manifest = registry.manifest(version)
         state = []
         if pointer is not None:
@@ -89,18 +93,22 @@ def _list(registry: Registry, console: Console) -> Any:
         rows.append({"version": version, "created": manifest.created, "parent": manifest.parent, "state": state})
         rows[-1]["metrics"] = manifest.metrics
         parent = (manifest.parent or "").partition("-")[0]
-        table.add_row(version, _when(manifest.created), parent, " ".join(state), _brief(manifest.metrics))
+        aucs = " ".join(f"{value:.3f}".lstrip("0") for value in _aucs(manifest.metrics).values())
+        table.add_row(version, _when(manifest.created), parent, " ".join(state), aucs)
     console.print(table)
     return {"versions": rows, "pointer": msgspec.to_builtins(pointer)}
 
 
 def _decisions(registry: Registry, last: int | None, console: Console) -> Any:
     found = registry.decisions(last)
-    table = Table("when", "what", Column("version", min_width=18, no_wrap=True), "by", "verdict", "why")
     for one in found:
-        row = _when(one.time), one.action, one.version, one.who, one.decision or "", "; ".join(one.reasons)
-        table.add_row(*map(escape, row))
-    console.print(table)
+        # a candidate that was not promoted: too little data is no refusal
+        what = one.decision if one.action == "refuse" and one.decision else one.action
+        verdict = f", {one.decision}" if one.decision and one.decision != what else ""
+        said = f"{_when(one.time)}  {what:8}  [bold]{escape(one.version)}[/bold]  by {escape(one.who)}{verdict}"
+        console.print(said, highlight=False)
+        for reason in one.reasons:
+            console.print(Padding(escape(reason), (0, 0, 0, 16)), highlight=False)
     return {"decisions": [msgspec.to_builtins(one) for one in found]}
 
 
@@ -139,6 +147,6 @@ def _when(milliseconds: int) -> str:
     return time.strftime("%m-%d %H:%M:%S", time.localtime(milliseconds / 1000))
 
 
-def _brief(metrics: dict[str, Any]) -> str:
+def _aucs(metrics: dict[str, Any]) -> dict[str, float]:
     found = metrics.get("learner")
-    return ", ".join(f"{name} {value:.3f}" for name, value in found.items()) if isinstance(found, dict) else ""
+    return found if isinstance(found, dict) else {}
