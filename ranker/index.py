@@ -24,8 +24,8 @@ FLAT = 100_000
 #: the share of the items that are allowed which a search of lists reads
 SHARE = 0.05
 #: and how many times what is asked for, of what is allowed: lists do not know the filter
-DEPTH = 8
-#: so few allowed items are looked at one by one
+DEPTH = 12
+#: so few allowed items are looked at one by one; and more, where lists would have to be read for as many lines
 FEW = 4096
 #: from so many scores on the best are sought among those above a sampled threshold
 MANY = 20_000
@@ -133,12 +133,14 @@ class Index:
         *,
         among: Among | None = None,
         share: float = SHARE,
+        depth: int = DEPTH,
     ) -> tuple[Rows, Floats]:
         """Rows by falling inner product, and the products: `count`, or all that there are where they are fewer.
 
         Args:
             among: the rows that may be found; all of them without it.
             share: of what is allowed, how much is read at least; 1 is exact.
+            depth: and how many times `count`, where only some rows may be found.
 
         Shapes: returns (n,) and (n,), n <= count.
         """
@@ -146,11 +148,13 @@ class Index:
         count = min(count, len(self))
         if count <= 0:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
-        if among is not None and len(among.rows) <= FEW:
-            return self.best(among.rows, query_X, count)
         needed = max(count, round(share * len(self)))
         if among is not None:
-            needed = max(DEPTH * count, round(share * len(among.rows)))
+            allowed = len(among.rows)
+            needed = max(depth * count, round(share * allowed))
+            # lists hold one allowed line in len(self) / allowed; a line on its own costs about twice one of a list
+            if allowed <= FEW or 2 * allowed * allowed <= needed * len(self):
+                return self.best(among.rows, query_X, count)
         probes = max(1, round(share * len(self.lists)))
         while True:
             rows, scores, enough = self._scan(query_X, probes, among, needed)

@@ -18,8 +18,9 @@ from ranker.index import Among, Index, Rows
 
 Floats = NDArray[np.floating]
 
-#: the share of an interest's items that a search of a large catalogue reads: its few places need fewer than all places
-READ = 0.02
+#: the share of an interest's items that a search of a large catalogue reads, and how many times what is asked for: its
+#: few places need fewer than all places
+READ, DEPTH = 0.02, 8
 
 
 class Drawn(NamedTuple):
@@ -81,7 +82,9 @@ def draw(
         # of the best, those that were drawn or are barred come in vain
         asked = math.ceil(need / mean * 1.5) + int(np.count_nonzero(share_D)) + int(np.count_nonzero(share_N[barred]))
         held = Among(rows, _having(share_N, among))
-        found, _ = index.search(query_X if own is None else own.get(c, query_X), asked, among=held, share=READ)
+        found, _ = index.search(
+            query_X if own is None else own.get(c, query_X), asked, among=held, share=READ, depth=DEPTH
+        )
         new = found[~taken_N[found]]
         reached = int(np.searchsorted(np.cumsum(share_N[new]), need - 1e-6)) + 1
         new = new[: min(reached, count - done)]

@@ -119,6 +119,14 @@ def test_lists_find_nearly_all_and_their_whole_finds_all():
     few[::9] = True
     query = draw.normal(size=8)
     assert found(index, query, 50, among=Among.of(few)) == found(exact, query, 50, among=Among.of(few))
+    for step, count, least in ((7, 150, 1.0), (3, 100, 0.95)):  # one by one where lists would have to be read whole
+        some = Among.of(np.arange(30_000) % step == 0)
+        assert len(some.rows) > FEW
+        shares = [
+            np.isin(found(exact, query, count, among=some), found(index, query, count, among=some)).mean()
+            for query in draw.normal(size=(10, 8))
+        ]
+        assert np.mean(shares) >= least
 
 
 def test_a_threshold_from_a_sample_loses_none_of_the_best():
