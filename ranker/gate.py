@@ -340,23 +340,18 @@ class Gate:
         if anchor.kept(OVERALL) < anchor.full:
             return False
         # the places were chosen by versions close to the candidate: that advantage is no gain
-        tests = replace(self, favour=-self.favour)._tests(list(anchor.pairs.values()), anchor.full)
-        gains = [
-            test.name for test in tests if test.harm < 0 and test.judged(1 - self.level, 0.0, self.slates) == "excluded"
-        ]
+        tests = self._orders(anchor, -self.favour)
         return (
-            any(name.endswith(f":{OVERALL}") for name in gains)
+            any(test.judged(1 - self.level, 0.0, self.slates) == "excluded" for test in tests if OVERALL in test.name)
             and all(test.harm <= 0 for test in tests)
             and all(anchor.kept(test.name.partition(":")[2]) == anchor.full for test in tests)
         )
 
     def _since(self, anchor: Anchor) -> tuple[list[str], dict[str, float]]:
         """What is shown to be lost since the anchor, on the latest slates of each group."""
-        pairs = list(anchor.pairs.values())
-        if len(pairs) < self.slates:
+        if len(anchor.pairs) < self.slates:
             return [], {}
-        # the anchor chose no places here
-        tests = replace(self, favour=0.0)._tests(pairs, anchor.full)
+        tests = self._orders(anchor, 0.0)  # the anchor chose no places here
         share = (1 - self.level) / max(len(tests), 1)
         lost = [
             f"since {anchor.version}: {test.said(share, self.slates)}"
@@ -364,6 +359,15 @@ class Gate:
             if test.judged(share, self.tolerance, self.slates) == "shown"
         ]
         return lost, {f"since:{test.name}:change": test.sign * test.harm for test in tests}
+
+    def _orders(self, anchor: Anchor, favour: float) -> list["Test"]:
+        """NDCG of every group since the anchor.
+
+        Log loss is left to the window: on slates that versions close to the candidate placed, what they overrate is on
+        top, and an older version's probabilities look better than they are (docs/decisions.md).
+        """
+        tests = replace(self, favour=favour)._tests(list(anchor.pairs.values()), anchor.full)
+        return [test for test in tests if test.name.startswith("ndcg@10")]
 
     def excludable(self, test: "Test", slates: int, tests: int) -> float:
         """The harm that a full window excludes of two equal versions, by this group's share of it.
