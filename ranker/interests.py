@@ -48,27 +48,29 @@ def profile(
     return _shares(kept, interests_NC, half_life, population_C, pseudo_acts)
 
 
-def long_term(
+def selves(
     evidence: Evidence,
     catalogue: Catalogue,
     now: int,
     *,
     objectives: Sequence[Objective] = (),
+    half_life: float = HALF_LIFE_MS,
     population_C: Floats | None = None,
     pseudo_acts: float = 5.0,
-) -> NDArray[np.float64]:
-    """The same as `profile` over all that was ever done, fading by LIFE_MS: who she is, less what she does of late.
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Her `profile` of late, and the same over all that was ever done, fading by LIFE_MS: her long-term self.
 
     What has left the history is weighed by its sample (`evidence.Past`), so its shares are estimates.
 
-    Shapes: returns (C,), summing to 1, or all zeros where nothing is known.
+    Shapes: (C,) each, summing to 1, or all zeros where nothing is known.
     """
     interests_NC, past = catalogue.interests_NC, evidence.past
     kept = _positive(evidence, evidence.history, catalogue, now, objectives, known=len(interests_NC))
+    recent_C = _shares(kept, interests_NC, half_life, population_C, pseudo_acts)
     if past.acts:
         older = _positive(evidence, past.acts, catalogue, now, objectives, known=len(interests_NC))
         kept += [(row, max(time, past.floor), weight) for row, time, weight in older]
-    return _shares(kept, interests_NC, LIFE_MS, population_C, pseudo_acts)
+    return recent_C, _shares(kept, interests_NC, LIFE_MS, population_C, pseudo_acts)
 
 
 def effective_acts(

@@ -31,7 +31,7 @@ from ranker.events import MAX_ITEMS, Value
 from ranker.evidence import EMPTY, Evidence
 from ranker.exploration import Explorer
 from ranker.index import Among
-from ranker.interests import effective_acts, long_term, profile
+from ranker.interests import effective_acts, profile, selves
 from ranker.summary import profiled
 from ranker.taste import Taste, fuse
 
@@ -501,19 +501,21 @@ class Pipeline:
         user wrote; the same as they are of late; and how far they were held back.
         """
         known, declared, policy = self.inference.masked(evidence), self.config.calibration, self.config.guard
-        smoothed: dict[str, Any] = {
+        asked: dict[str, Any] = {
             "objectives": self.config.objectives,
+            "half_life": declared.half_life * 1000,
             # of whom nothing is known has no interests to hold, not the population's
             "population_C": self.inference.population_C if declared.pseudo_acts and known.history else None,
             "pseudo_acts": declared.pseudo_acts,
         }
-        recent_C = profile(known, self.catalogue, now, half_life=declared.half_life * 1000, **smoothed)
-        held_C, drift = recent_C, None
+        drift = None
         # without older acts, fading moves shares by no more than the oldest has faded
         faded = 1 - 0.5 ** (_span(known) / declared.half_life) if known.history else 0.0
         if policy.on and (known.past.acts or faded > policy.drift):
-            long_C = long_term(known, self.catalogue, now, **smoothed)[: recent_C.size]  # more may have come meanwhile
+            recent_C, long_C = selves(known, self.catalogue, now, **asked)
             held_C, drift = guard.capped(recent_C, long_C, policy.drift)
+        else:
+            held_C = recent_C = profile(known, self.catalogue, now, **asked)
         words = evidence.words
         if not (words.likes or words.avoids):
             return held_C, recent_C, drift

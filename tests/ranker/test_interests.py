@@ -9,7 +9,7 @@ from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, Objective
 from ranker.events import Interaction
 from ranker.evidence import EMPTY, HISTORY, LIFE_MS, Act, Evidence, Past, fold
-from ranker.interests import HALF_LIFE_MS, effective_acts, long_term, population, profile
+from ranker.interests import HALF_LIFE_MS, effective_acts, population, profile, selves
 
 LIKE = Objective(name="like", event="like")
 
@@ -40,16 +40,17 @@ def test_the_long_term_self_outlasts_the_history():
     assert profile(evidence, catalogue(), evidence.updated).tolist() == [0, 1]
     weight = np.exp2(-((np.arange(300)[::-1] + 0.5) / 300 + 1 / 6))
     drama = weight[::2].sum() / (weight.sum() + 94)
-    assert long_term(evidence, catalogue(), evidence.updated)[0] == pytest.approx(drama, abs=0.08)
+    assert selves(evidence, catalogue(), evidence.updated)[1][0] == pytest.approx(drama, abs=0.08)
 
 
 def test_what_stayed_of_the_past_counts_as_if_it_were_done_at_the_floor():
     now = 10 * LIFE_MS
     past = Past((Act("b", "like", now - 5 * LIFE_MS), Act("b", "like", now + 1)), floor=now - LIFE_MS)
     known = Evidence(history=(Act("a", "like", now),), past=past)
-    assert long_term(known, catalogue(), now) == pytest.approx([2 / 3, 1 / 3])  # what lies ahead is left out
-    assert long_term(Evidence(history=known.history), catalogue(), now).tolist() == [1, 0]
-    assert long_term(EMPTY, catalogue(), now).tolist() == [0, 0]
+    assert selves(known, catalogue(), now)[1] == pytest.approx([2 / 3, 1 / 3])  # what lies ahead is left out
+    assert selves(Evidence(history=known.history), catalogue(), now)[1].tolist() == [1, 0]
+    assert selves(EMPTY, catalogue(), now)[1].tolist() == [0, 0]
+    assert selves(known, catalogue(), now)[0].tolist() == profile(known, catalogue(), now).tolist()
 
 
 @given(st.lists(st.integers(0, 5 * HALF_LIFE_MS), min_size=1, max_size=20))
