@@ -280,16 +280,17 @@ def result(done: Sequence[Found], seeds: Sequence[int], world: World) -> Result:
         seeds=tuple(seeds),
         rows=(*rows, *told),
         criterion="after an editor's list, with the tower, and with tower and exploration, the last round's exposure "
-        "is less concentrated and its true utility and minority-interest exposure are higher than without. After a fair "
-        "log, without the tower concentration rises from the first own ranking to the last and utility ends lower than "
-        "with it; with tower and exploration concentration does not rise, and neither of the others falls",
+        "is less concentrated and its true utility and minority-interest exposure are higher than without. After a "
+        "fair log, without the tower concentration rises from the first own ranking to the last and utility ends lower "
+        "than with it; with tower and exploration concentration does not rise, and neither of the others falls",
         holds=freed and degenerates and keeps,
     )
 
 
 def pictured(row: Row) -> bool:
-    """Whether the picture shows it: the rounds."""
-    return ", round " in row.metric
+    """Whether the picture shows it: what is judged in the last round, and in three before it."""
+    name, _, number = row.metric.partition(", round ")
+    return name.removesuffix(FAIR) in JUDGED and number in {"", "1", "3", "6"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
