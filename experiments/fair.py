@@ -9,7 +9,8 @@ part as a service would (ranker/fair.py). The `pareto` experiment judges a small
 
 Arms: a method and a group, for example `pareto, g1`.
 Metrics: differences to the plain model over the group's people: accuracy of comparisons, NDCG@10, loss of the
-objectives. `taken` is how often the no-harm rule lets the method's model be saved.
+objectives; `served` where the plain model stands in whenever the no-harm rule refuses the method's. `taken` is how
+often it does not.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import get_args
 
+import numpy as np
 from msgspec.structs import replace
 from rich.console import Console
 
@@ -117,8 +119,14 @@ def one(setting: Setting, seed: int) -> dict[str, tuple[bool, tuple[Line, ...]]]
         model = fair.counterpart(
             chosen, plain, early, people, names, passes=setting.passes, rows=ROWS, say=lambda _: None
         )
-        lines = fair.lines_of(before, fair.judge(model, joined, late, setting.field))
-        found[method] = fair.decide(lines, tolerance=config.fairness.tolerance)[0], lines
+        taken, _, lines = fair.choose(
+            model,
+            plain,
+            before,
+            lambda one: fair.judge(one, joined, late, setting.field),
+            tolerance=config.fairness.tolerance,
+        )
+        found[method] = taken, lines
     return found
 
 
@@ -141,7 +149,10 @@ def run(*, setting: Setting | None = None, seeds: Sequence[int] = (0, 1, 2)) -> 
             over(f"plain, {group}", f"{measure} itself", [line.plain for line in lines if line])
             for method in setting.methods:
                 lines = [value(found, method, group, measure) for found in done]
-                over(f"{method}, {group}", measure, [line.fair - line.plain for line in lines if line])
+                change = [line.fair - line.plain for line in lines if line]
+                over(f"{method}, {group}", measure, change)
+                taken = [found[method][0] for found, line in zip(done, lines, strict=True) if line]
+                over(f"{method}, {group}", f"{measure} served", np.where(taken, change, 0.0).tolist())
     for method in setting.methods:
         over(f"{method}, {groups[0]}", "taken", [float(found[method][0]) for found in done])
     last = setting.methods[-1]

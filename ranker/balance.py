@@ -1,12 +1,14 @@
 """What each group counts for in a learning step, which comparisons are taken again, and what teachers say of them.
 
 Groups are those of one field (`config.balanced_field`). A group's rows weigh its target share over its actual one, so
-the mean weight is 1 and the step keeps its size. Targets: equal (reweight), the square root of the share (pareto), by
-Group-DRO's rule (group-dro), nearly all to whichever group fares worst (maxmin). A group too small to be named, or of
-too few rows so far, is left out: its rows count as in plain learning, never for nothing.
+the mean weight is 1 and the step keeps its size. Targets: equal (reweight), by Group-DRO's rule (group-dro), nearly all
+to whichever group fares worst (maxmin). A group too small to be named, or of too few rows so far, is left out: its rows
+count as in plain learning, never for nothing.
 
-With `pareto`, comparisons of groups that a batch holds too few of come again from a reservoir of recent ones, and
-frozen teachers supervise them (ranker/pareto.py): one for each group, that read more of a person than the learner does.
+With `pareto` only comparisons are balanced, to the square root of the share: those of groups that a batch holds too few
+of come again from a reservoir of recent ones, and frozen teachers supervise them (ranker/pareto.py): one for each
+group, that read more of a person than the learner does. No teacher speaks of the objectives' rows: what one group would
+gain by weight another would pay for, so they all count alike.
 
 Axes: E examples of a batch, G groups.
 """
@@ -152,6 +154,8 @@ class Balance:
 
     def weigh(self, names: Sequence[str | None], targets: Mapping[str, float]) -> NDArray[np.float32]:
         """What each example's rows count for, (E,), by the usual shares of the groups; 1 on average over all rows."""
+        if self.repeats:
+            return np.ones(len(names), np.float32)
         total = sum(self._mass.get(name, 0.0) for name in targets)
         weight = {
             name: min(share * total / self._mass[name], MOST)

@@ -6,9 +6,9 @@ The last part of the log by time is held out. A plain model learns the rest; the
 groups weighed (reweight, group-dro), with people sorted by which of two models explains them and the worse served first
 (maxmin), with the plain model's own margins as targets (self-distil), or (pareto) with those of one teacher for each
 group, fine-tuned from the plain model on its own group and reading all that is known of a person but what she did with
-the items compared. Both models meet the held-out part as a service would: evidence grows, weights stand still. The fair
-one is taken only if no group falls below the plain model beyond the tolerance and the groups' mean loss is lower; else
-the plain model is. Whichever it is then learns the held-out part too.
+the items compared. Both models, and the one half way between them, meet the held-out part as a service would: evidence
+grows, weights stand still. The fair one, or the one half way, is taken only if no group falls below the plain model
+beyond the tolerance and the groups' mean loss is lower; else the plain one is. That one then learns the held-out part.
 
 Axes: U users.
 """
@@ -50,6 +50,9 @@ GENTLE = 0.3
 BATCH = 256
 #: rounds of sorting people by which of two models explains them better
 ROUNDS = 2
+#: how far the models that are judged lie from the plain one towards the method's, in weights: both start from one seed
+#: and take the same examples in the same order, so what lies between them is a model too
+TOWARDS = (1.0, 0.5)
 MEASURES = ("accuracy", "pair loss", "loss", "ndcg@10")
 
 
@@ -329,6 +332,38 @@ def decide(lines: Sequence[Line], *, tolerance: float) -> tuple[bool, str]:
     return True, "no group falls, and the groups' mean held-out loss is lower"
 
 
+def choose(
+    fair: Learner, plain: Learner, before: Judged, judged: Callable[[Learner], Judged], *, tolerance: float
+) -> tuple[bool, str, tuple[Line, ...]]:
+    """Judge the method's model and what lies between it and the plain one (TOWARDS), and leave `fair` with the better.
+
+    Args:
+        before: what the plain model does.
+        judged: what a model does, as `judge` says.
+
+    Returns:
+        Whether it is taken, why, and how it compares: of those that may be taken that of the lowest loss, summed over
+        groups; where none may, the method's own.
+    """
+    ends = fair.weights(), plain.weights()
+    names = [name for name, _ in fair.model.named_parameters()]
+    found = []
+    for share in TOWARDS:
+        mixed = {name: torch.lerp(ends[1][name], ends[0][name], share) for name in names}
+        fair.model.load_state_dict(ends[0] | mixed)
+        lines = lines_of(before, judged(fair))
+        found.append((*decide(lines, tolerance=tolerance), lines, fair.weights()))
+    best = min(found, key=lambda one: (not one[0], _loss(one[2]) if one[0] else 0.0))
+    taken, reason, lines, weights = best
+    fair.model.load_state_dict(weights)
+    return taken, reason, lines
+
+
+def _loss(lines: Sequence[Line]) -> float:
+    factor = {"loss": 1.0, "pair loss": COMPARISON}
+    return sum(factor.get(line.measure, 0.0) * line.fair for line in lines)
+
+
 def fit(config: Config, log: Log, *, passes: int = 1, rows: int = 2048, held: float = HELD, say: Say = print) -> Fitted:
     """Train by `config.fairness.method`, judge, and continue with the better one.
 
@@ -356,12 +391,14 @@ def fit(config: Config, log: Log, *, passes: int = 1, rows: int = 2048, held: fl
     fair = None
     if len(large) >= 2:
         fair = counterpart(config, plain, early, people, large, passes=passes, rows=rows, say=say)
-    say("judging both on the held-out part")
+    say("judging all on the held-out part")
     lines: tuple[Line, ...] = ()
     taken, reason = False, f"there are no two groups of {config.learning.minimum_group} people or more by {label}"
     if fair is not None:
-        lines = lines_of(judge(plain, joined, late, label), judge(fair, joined, late, label))
-        taken, reason = decide(lines, tolerance=config.fairness.tolerance)
+        before = judge(plain, joined, late, label)
+        taken, reason, lines = choose(
+            fair, plain, before, lambda one: judge(one, joined, late, label), tolerance=config.fairness.tolerance
+        )
     learner = fair if fair is not None and taken else plain
     say("the held-out part is learned too")
     joiner = Joiner(config, opening=True, pairs=True)

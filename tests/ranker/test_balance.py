@@ -96,11 +96,13 @@ def settled(method: Method, rows: dict[str, int]) -> Balance:
     return balance
 
 
-def test_reweighting_makes_groups_count_alike_and_pareto_by_the_root_of_their_share() -> None:
+def test_reweighting_makes_groups_count_alike_and_pareto_weighs_comparisons_alone_by_the_root_of_the_share() -> None:
     rows = {"rare": 10, "usual": 90}
     even, root = settled("reweight", rows), settled("pareto", rows)
     assert even.weigh(["rare", "usual", None], even.targets()).tolist() == pytest.approx([5, 5 / 9, 1], rel=1e-3)
-    assert root.weigh(["rare", "usual"], root.targets()).tolist() == pytest.approx([2.5, 0.75 / 0.9], rel=1e-3)
+    assert root.weigh(["rare", "usual"], root.targets()).tolist() == [1, 1]
+    _, weight_C = root.again(["rare", *["usual"] * 9], root.targets())
+    assert weight_C.tolist() == pytest.approx([2.5, *[0.75 / 0.9] * 9], rel=1e-3)
 
 
 def test_group_dro_raises_whoever_fares_worse_and_maxmin_serves_her_nearly_alone() -> None:

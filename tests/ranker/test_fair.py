@@ -90,6 +90,30 @@ def test_nothing_is_taken_on_the_word_of_one_group() -> None:
     assert not decide([], tolerance=0.005)[0]
 
 
+@pytest.mark.parametrize(
+    ("whole", "half", "share"),
+    [
+        ({"many accuracy": 0.5}, {}, 0.5),
+        ({}, {"many accuracy": 0.5}, 1.0),
+        ({"few loss": 0.42}, {}, 0.5),
+        ({}, {"few loss": 0.42}, 1.0),
+        ({"many accuracy": 0.5}, {"many accuracy": 0.5}, None),
+    ],
+)
+def test_of_the_fair_model_and_the_one_half_way_the_better_harmless_one_is_taken(
+    whole: dict[str, float], half: dict[str, float], share: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, other = Learner(config()), Learner(config())
+    with torch.no_grad():
+        other.model.phi.add_(2.0)
+    tables = iter([table(**whole), table(**half)])
+    monkeypatch.setattr(fair, "lines_of", lambda *_: next(tables))
+    taken, _, lines = fair.choose(other, plain, {}, lambda _: {}, tolerance=0.005)
+    assert taken is (share is not None)
+    assert torch.allclose(other.model.phi - plain.model.phi, torch.tensor(2.0 * (share or 1.0)))
+    assert lines == table(**(half if share == 0.5 else whole))
+
+
 def test_where_the_fair_model_is_not_taken_the_plain_one_goes_on_as_if_there_had_been_no_other() -> None:
     found = fit(config("pareto", minimum=16), log, rows=128, say=lambda _: None)
     plain, joiner = Learner(config(minimum=16)), Joiner(config(minimum=16), opening=True, pairs=True)
