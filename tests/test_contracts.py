@@ -23,7 +23,7 @@ from ranker.config import Config, parse
 from ranker.events import Event
 from ranker.evidence import EMPTY, Evidence, fold, pack
 from ranker.fairness import GroupSums
-from ranker.gate import Sums
+from ranker.gate import Anchor, Pair, Sums
 from ranker.golden import made_up
 from ranker.groups import Groups
 from ranker.inference import Inference
@@ -171,6 +171,15 @@ def filled_sums(found: Sums) -> Sums:
     return found
 
 
+def filled_anchor(found: Anchor) -> Anchor:
+    """More slates than it keeps, so that some are there for a small group alone."""
+    found.settle("v1")
+    for number in range(20):
+        groups = ("taste_group=g1",) if number % 7 == 0 else ("taste_group=g0",)
+        found.add(f"r{number}", Pair(f"p{number % 3}", groups, (0.1 * number, 0.2), (0.5, None)))
+    return found
+
+
 def filled_groups(found: GroupSums) -> GroupSums:
     joiner = Joiner(config())
     for example in joined(joiner):
@@ -190,6 +199,7 @@ STATEFUL: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "Joiner": (lambda: Joiner(config()), filled_joiner),
     "Learner": (lambda: Learner(config()), learned),
     "Sums": (lambda: Sums(config()), filled_sums),
+    "Anchor": (lambda: Anchor(full=3), filled_anchor),
     "Groups": (lambda: Groups(config()), filled_labels),
     "GroupSums": (lambda: GroupSums(config()), filled_groups),
 }
