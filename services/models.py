@@ -19,6 +19,10 @@ from ranker.inference import Inference
 from ranker.registry import Registry
 
 
+#: so many of a decision's reasons are printed
+REASONS = 3
+
+
 def models(
     root: Path,
     action: str,
@@ -107,7 +111,8 @@ def _decisions(registry: Registry, last: int | None, console: Console) -> Any:
         verdict = f", {one.decision}" if one.decision and one.decision != what else ""
         said = f"{_when(one.time)}  {what:8}  [bold]{escape(one.version)}[/bold]  by {escape(one.who)}{verdict}"
         console.print(said, highlight=False)
-        for reason in one.reasons:
+        more = len(one.reasons) - REASONS
+        for reason in [*one.reasons[:REASONS], *([f"and {more} more, which --json shows"] if more > 0 else [])]:
             console.print(Padding(escape(reason), (0, 0, 0, 16)), highlight=False)
     return {"decisions": [msgspec.to_builtins(one) for one in found]}
 
