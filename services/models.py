@@ -18,7 +18,6 @@ from ranker.gate import Verdict
 from ranker.inference import Inference
 from ranker.registry import Registry
 
-
 #: so many of a decision's reasons are printed
 REASONS = 3
 
