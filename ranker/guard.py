@@ -90,7 +90,7 @@ def sycophancy_gap(personal_N: Floats, population_N: Floats) -> float:
     """
     if not len(personal_N):
         return 0.0
-    return float((np.asarray(personal_N, np.float64) - population_N).mean())
+    return float(np.add.reduce(np.asarray(personal_N, np.float64) - population_N)) / len(personal_N)
 
 
 def capped(recent_C: Floats, long_C: Floats, bound: float) -> tuple[NDArray[np.float64], Intervention | None]:
@@ -180,13 +180,13 @@ def _renewed(
     interests_NC, familiar_C = candidates.interests_NC, dominant(target_C, policy.dominant)
     shown_SC = interests_NC[shown]
     new_S = _new(shown_SC, familiar_C)
-    needed = np.flatnonzero(new_S)[:asked].tolist()
+    needed = new_S.nonzero()[0][:asked].tolist()
     lack = asked - len(needed)
     if lack <= 0:
         return order_S, nothing, needed
     waiting_N = _new(interests_NC, familiar_C) & _may_enter(utility_N, candidates)
     waiting_N[shown] = False
-    waiting = np.flatnonzero(waiting_N)
+    waiting = waiting_N.nonzero()[0]
     waiting = waiting[np.argsort(-utility_N[waiting], kind="stable")[:lack]]
     free_S = ~new_S if candidates.fixed_N is None else ~new_S & ~candidates.fixed_N[shown]
     entitled_C = np.where(familiar_C, 0.0, np.floor(window * target_C + 1e-9))
@@ -194,7 +194,7 @@ def _renewed(
     leaves: list[int] = []
     for row in waiting.tolist():
         stays_S = (held_C - shown_SC >= np.minimum(held_C, entitled_C) - 1e-6).all(1)
-        places = np.flatnonzero(free_S & stays_S)
+        places = (free_S & stays_S).nonzero()[0]
         if not len(places):
             break
         even = (len(leaves) + 1) * window / (lack + 1)
@@ -216,7 +216,7 @@ def _blended(
     apart_N = np.asarray(candidates.personal_N, np.float64) - candidates.population_N
     may_N = _may_enter(utility_N, candidates)
     may_N[shown_S] = ~fixed_S
-    rows_R = np.flatnonzero(may_N)
+    rows_R = may_N.nonzero()[0]
     free = window - int(fixed_S.sum())
     if not 0 < free < len(rows_R):
         return order_S, np.zeros((0, 2), np.int64), 0.0
@@ -241,12 +241,12 @@ def _blended(
     held_R[np.searchsorted(rows_R, shown_S[~fixed_S])] = True
     wanted_R = np.zeros(len(rows_R), np.bool_)
     wanted_R[best(weight) if kept_F is None else kept_F] = True
-    goes, comes = np.flatnonzero(held_R & ~wanted_R), np.flatnonzero(wanted_R & ~held_R)
+    goes, comes = (held_R & ~wanted_R).nonzero()[0], (wanted_R & ~held_R).nonzero()[0]
     goes = goes[np.argsort(value_R[goes], kind="stable")]
     comes = comes[np.argsort(-value_R[comes], kind="stable")]
     # the sum after each number of exchanges; the last is that of the best, so where they keep the bound one does
     sums_K = apart_R[held_R].sum() + np.cumsum(apart_R[comes] - apart_R[goes])
-    kept = np.flatnonzero(sums_K <= most)
+    kept = (sums_K <= most).nonzero()[0]
     count = int(kept[0]) + 1 if len(kept) else len(goes)
     place_N = dict(zip(shown_S.tolist(), range(window), strict=True))
     places_K = np.array([place_N[row] for row in rows_R[goes[:count]].tolist()], np.int64)
@@ -261,8 +261,8 @@ def _may_enter(utility_N: Floats, candidates: Candidates) -> NDArray[np.bool_]:
 
 def _on_scale(other_R: Floats, own_R: Floats) -> Floats:
     """The population's preferences in units of this request's utilities."""
-    mean = own_R.mean()
-    apart_R, own_R = other_R - other_R.mean(), own_R - mean
+    mean = np.add.reduce(own_R) / len(own_R)
+    apart_R, own_R = other_R - np.add.reduce(other_R) / len(other_R), own_R - mean
     spread = apart_R @ apart_R
     scale = np.sqrt(own_R @ own_R / spread) if spread > 0 else 0.0
     return np.asarray(mean + scale * apart_R)
