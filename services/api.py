@@ -146,12 +146,7 @@ class _Shortcut:
         if endpoint is None:
             await self._app(scope, receive, send)
             return
-        request = Request(scope, receive, send)
-        try:
-            answer = await endpoint(request)
-        except Exception as error:
-            log.exception("%s %s", request.method, request.url.path)
-            answer = await _failed(request, error)
+        answer = await endpoint(Request(scope, receive, send))
         await answer(scope, receive, send)
 
 
@@ -490,6 +485,9 @@ def _endpoint(route: Route, replica: Replica) -> Handler:
             answer = _answer(messages.problem_of(error))
             status = answer.status_code
             return answer
+        except Exception as error:
+            log.exception("%s %s", request.method, request.url.path)
+            return await _failed(request, error)
         finally:
             count(route.path, status, time.perf_counter() - begun)
 

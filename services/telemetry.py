@@ -149,9 +149,12 @@ class ApiTelemetry(Telemetry):
             self._settle()
 
     def _settle(self) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                self._waiting_counts.popleft()()
+        while True:
+            try:
+                count = self._waiting_counts.popleft()
+            except IndexError:  # a scrape may have taken the last one
+                return
+            count()
 
     def request_served(self, route: str, status: int, seconds: float) -> None:
         """Count one answered request."""
