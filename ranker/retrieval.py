@@ -74,7 +74,8 @@ def draw(
         if need <= 0 or done >= count:
             continue
         rows = members(c)
-        rows = rows[rows < len(taken_N)]  # more may have come meanwhile
+        if len(rows) and rows.max() >= len(taken_N):  # more came meanwhile; seldom, and to copy them all takes longer
+            rows = rows[rows < len(taken_N)]
         if among is not None:
             rows = rows[among.has(rows.astype(np.int64))]
         some = share_N[rows[:256]]
