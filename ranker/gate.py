@@ -35,6 +35,7 @@ from ranker.metrics import log_losses, ndcg
 OVERALL = "overall"
 #: a gain counts at most so many times for the place it was earned at
 CLIP = 10.0
+MEASURES = ("log_loss", "ndcg@10")
 Decision = Literal["pass", "hold", "refuse"]
 
 
@@ -366,8 +367,7 @@ class Gate:
         Log loss is left to the window: on slates that versions close to the candidate placed, what they overrate is on
         top, and an older version's probabilities look better than they are (docs/decisions.md).
         """
-        tests = replace(self, favour=favour)._tests(list(anchor.pairs.values()), anchor.full)
-        return [test for test in tests if test.name.startswith("ndcg@10")]
+        return replace(self, favour=favour)._tests(list(anchor.pairs.values()), anchor.full, measures=("ndcg@10",))
 
     def excludable(self, test: "Test", slates: int, tests: int) -> float:
         """The harm that a full window excludes of two equal versions, by this group's share of it.
@@ -404,8 +404,8 @@ class Gate:
                     found.append(f"log loss of {name} is {loss / rows:.3f}, the base rate alone has {entropy:.3f}")
         return found
 
-    def _tests(self, pairs: Sequence[Pair], last: int) -> list["Test"]:
-        """Every measure of every group of enough users, on its last so many slates."""
+    def _tests(self, pairs: Sequence[Pair], last: int, measures: Sequence[str] = MEASURES) -> list["Test"]:
+        """These measures of every group of enough users, on its last so many slates."""
         places: dict[str, int] = {}
         user_N = np.array([places.setdefault(pair.user, len(places)) for pair in pairs])
         loss_N2 = np.array([pair.loss for pair in pairs])
@@ -418,6 +418,7 @@ class Gate:
             test
             for group, rows in sorted(members.items())
             for measure, sign, value_N2 in (("log_loss", 1, loss_N2), ("ndcg@10", -1, order_N2))
+            if measure in measures
             if (test := self._test(f"{measure}:{group}", sign, value_N2[rows[-last:]], user_N[rows[-last:]]))
         ]
 
