@@ -259,6 +259,15 @@ def since(*, few: float = 0.0, most: float = 0.0, slates: int = 1500, full: int 
     return anchor
 
 
+def test_log_loss_is_not_held_to_the_anchor() -> None:
+    anchor = since()
+    for name, pair in anchor.pairs.items():
+        anchor.pairs[name] = Pair(pair.user, pair.groups, (3.0, 2.0), pair.ndcg)
+    verdict = Gate(full=400).judge(*windows(better), anchor)
+    assert verdict.decision == "pass"
+    assert [name for name in verdict.measures if name.startswith("since:log_loss")] == []
+
+
 def test_an_anchor_keeps_the_latest_slates_of_each_group_however_rare() -> None:
     anchor = Anchor(full=3)
     for number in range(20):

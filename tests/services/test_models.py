@@ -9,6 +9,7 @@ from ranker import config as configuration
 from ranker import events
 from ranker.catalogue import Catalogue, Item
 from ranker.errors import NotFound, PromotionRefused, RegistryError, RequestError
+from ranker.gate import Verdict
 from ranker.golden import Golden, made_up
 from ranker.learner import Learner
 from ranker.registry import Registry
@@ -94,6 +95,15 @@ def test_a_canary_is_listed_withdrawn_and_every_decision_kept(trained: Path) -> 
     found = models(trained, "decisions", None, quiet())["decisions"]
     assert [one["action"] for one in found[-2:]] == ["canary", "withdraw"]
     assert models(trained, "decisions", None, quiet(), last=1)["decisions"] == found[-1:]
+    reasons = tuple(f"doubt {number}" for number in range(5))
+    with pytest.raises(PromotionRefused):
+        Registry(trained).promote(tried, Verdict("hold", reasons), who="test")
+    console = quiet()
+    models(trained, "decisions", None, console, last=1)
+    said = [line.strip() for line in console.file.getvalue().splitlines()]
+    assert "hold" in said[0]
+    assert "refuse" not in said[0]
+    assert said[1:] == ["doubt 0", "doubt 1", "doubt 2", "and 2 more, which --json shows"]
     with pytest.raises(RequestError, match="models canary VERSION"):
         models(trained, "canary", None, quiet())
 
