@@ -45,6 +45,7 @@ from ranker.evidence import EMPTY, Act, Evidence, fold
 from ranker.heldout import RIDGES, Splitter, learned
 from ranker.inference import Inference
 from ranker.interests import effective_acts, population, profile, worth
+from services.cli import count
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -449,7 +450,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("calibration", SUMMARY)
     parser.add_argument("--base", choices=("ease", "plurank"), default="ease", help="whose utilities are reranked")
-    parser.add_argument("--passes", type=int, default=4, help="of plurank's own model through the log (default 4)")
+    parser.add_argument("--passes", type=count, default=4, help="of plurank's own model through the log (default 4)")
     parser.add_argument("--validation", action="store_true", help="inside of the learning part, to choose settings")
     options = parser.parse_args(arguments)
     result = run(

@@ -20,6 +20,7 @@ from ranker.counterfactual import Demands, Logged, Valuation, valuate
 from ranker.errors import DataError
 from ranker.exploration import explore, odds_of
 from ranker.simulation import examination
+from services.cli import count
 
 Floats = NDArray[np.float64]
 SUMMARY = (
@@ -153,7 +154,7 @@ def run(*, seeds: Sequence[int] = range(5), logs: int = 400, slates: int = 400, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("counterfactual", SUMMARY, seeds=5)
-    parser.add_argument("--logs", type=int, default=400, metavar="N", help="simulated logs of each seed")
+    parser.add_argument("--logs", type=count, default=400, metavar="N", help="simulated logs of each seed")
     options = parser.parse_args(arguments)
     report.publish(run(seeds=report.seeds_of(options), logs=options.logs), options)
     return 0

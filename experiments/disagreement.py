@@ -25,6 +25,7 @@ from experiments.grades import Base, Grades, Rows
 from experiments.report import Result, Row, over_seeds
 from ranker.questions import answers_factor, as_asked
 from ranker.taste import Factor, fuse
+from services.cli import count
 
 Array = NDArray[np.float64]
 
@@ -333,8 +334,10 @@ def pictured(row: Row) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("disagreement", SUMMARY, seeds=5)
-    parser.add_argument("--users", type=int, default=500, metavar="N", help="unseen users judged a seed (default 500)")
-    parser.add_argument("--steps", type=int, default=1000, metavar="N", help="of the Borda experiment (default 1000)")
+    parser.add_argument(
+        "--users", type=count, default=500, metavar="N", help="unseen users judged a seed (default 500)"
+    )
+    parser.add_argument("--steps", type=count, default=1000, metavar="N", help="of the Borda experiment (default 1000)")
     options = parser.parse_args(arguments)
     seeds = report.seeds_of(options)
     result = run(options.events, seeds=seeds, users=options.users, steps=options.steps)

@@ -34,6 +34,7 @@ from ranker.evidence import EMPTY, Evidence, fold
 from ranker.metrics import entropy, gini
 from ranker.pipeline import Pipeline, Request, _Known
 from ranker.taste import Factor
+from services.cli import share
 
 SUMMARY = "Closed loop over six months with drifting tastes: what pooled, personal and guarded slates do to people."
 METRICS = ("drift", "homogeneity", "diversity", "gini", "sycophancy_gap", "satisfaction")
@@ -340,10 +341,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("echo-chamber", SUMMARY, seeds=8)
     default = Guard()
-    parser.add_argument("--gap", type=float, default=default.gap, help="the guard's bound of the sycophancy gap")
-    parser.add_argument("--limit", type=float, default=default.drift, help="the guard's bound of the profile's drift")
-    parser.add_argument("--novelty", type=float, default=default.novelty, help="share of a slate that is to be new")
-    parser.add_argument("--drift", type=float, default=Recipe.drift, help="how far interests move in a day")
+    parser.add_argument("--gap", type=share, default=default.gap, help="the guard's bound of the sycophancy gap")
+    parser.add_argument("--limit", type=share, default=default.drift, help="the guard's bound of the profile's drift")
+    parser.add_argument("--novelty", type=share, default=default.novelty, help="share of a slate that is to be new")
+    parser.add_argument("--drift", type=share, default=Recipe.drift, help="how far interests move in a day")
     parser.add_argument("--frontier", action="store_true", help="the guard in other strengths too: cost against drift")
     options = parser.parse_args(arguments)
     guard = structs.replace(default, gap=options.gap, drift=options.limit, novelty=options.novelty)

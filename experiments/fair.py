@@ -32,6 +32,7 @@ from ranker.events import Event, Interaction
 from ranker.fair import MEASURES, Line
 from ranker.heldout import Splitter
 from ranker.simulation import Population, Tastes
+from services.cli import count
 
 SUMMARY = "What each method of `plurank train` does to each group, held out."
 CRITERION = (
@@ -181,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--methods", nargs="+", choices=get_args(Method)[1:], default=list(METHODS), metavar="M")
     parser.add_argument("--cosine", type=float, default=-0.7, help="between the two tastes (default: -.7)")
     parser.add_argument("--minority", type=float, default=0.15, metavar="S", help="share of the people (default: .15)")
-    parser.add_argument("--passes", type=int, default=2, metavar="N", help="over the learning part (default: 2)")
+    parser.add_argument("--passes", type=count, default=2, metavar="N", help="over the learning part (default: 2)")
     options = parser.parse_args(arguments)
     if not 0 < options.minority < 1:
         raise RequestError("--minority", options.minority, "give a share between 0 and 1")

@@ -27,6 +27,7 @@ from ranker.exploration import Explorer
 from ranker.metrics import gini
 from ranker.simulation import Population, Tastes, examination
 from ranker.taste import Taste
+from services.cli import count
 
 Floats = NDArray[np.float64]
 SUMMARY = "serve, click, learn from one's own clicks: exposure, utility and minority interests by round"
@@ -296,8 +297,8 @@ def pictured(row: Row) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("feedback-loop", SUMMARY, seeds=10)
-    parser.add_argument("--rounds", type=int, default=World.rounds, metavar="N")
-    parser.add_argument("--slates", type=int, default=World.slates, metavar="N", help="of a round")
+    parser.add_argument("--rounds", type=count, default=World.rounds, metavar="N")
+    parser.add_argument("--slates", type=count, default=World.slates, metavar="N", help="of a round")
     options = parser.parse_args(arguments)
     world = World(rounds=options.rounds, slates=options.slates)
     report.publish(run(seeds=report.seeds_of(options), world=world), options, draw=pictured)

@@ -23,6 +23,7 @@ from experiments.report import Result, Row, over_seeds
 from ranker.config import Config, Objective
 from ranker.gate import OVERALL, Anchor, Gate, Judged, Pair, Sums, Verdict, reach_of
 from ranker.metrics import log_losses
+from services.cli import count
 
 Array = NDArray[np.float64]
 
@@ -401,9 +402,9 @@ def _holds(rows: Sequence[Row], windows: Sequence[int]) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("gate", SUMMARY, seeds=5)
-    parser.add_argument("--courses", type=int, default=40, metavar="N", help="candidates of each kind a seed")
-    parser.add_argument("--chains", type=int, default=6, metavar="N", help="chains of each kind a seed")
-    parser.add_argument("--windows", type=int, nargs="+", default=WINDOWS, metavar="N", help="slates of a window")
+    parser.add_argument("--courses", type=count, default=40, metavar="N", help="candidates of each kind a seed")
+    parser.add_argument("--chains", type=count, default=6, metavar="N", help="chains of each kind a seed")
+    parser.add_argument("--windows", type=count, nargs="+", default=WINDOWS, metavar="N", help="slates of a window")
     options = parser.parse_args(arguments)
     result = run(
         seeds=report.seeds_of(options), windows=options.windows, courses=options.courses, chains=options.chains

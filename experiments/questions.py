@@ -19,6 +19,7 @@ from experiments.grades import Array, Base, Grades, Rows
 from experiments.report import Result, Row
 from ranker.questions import answers_factor, as_asked, next_question
 from ranker.taste import Factor, Taste, fuse
+from services.cli import count
 
 SUMMARY = "accuracy on unasked pairs of unseen users after random and after adaptive questions"
 STEPS = (5, 10, 20)
@@ -177,7 +178,7 @@ def _rows(metric: str, seeds: Sequence[Hits]) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("questions", SUMMARY, seeds=5)
-    parser.add_argument("--users", type=int, default=300, metavar="N", help="unseen users per seed (default 300)")
+    parser.add_argument("--users", type=count, default=300, metavar="N", help="unseen users per seed (default 300)")
     options = parser.parse_args(arguments)
     report.publish(run(options.events, seeds=report.seeds_of(options), users=options.users), options)
     return 0

@@ -29,6 +29,7 @@ from ranker.evidence import Answer
 from ranker.questions import Asked, answers_factor
 from ranker.reliability import GENUINE, Population, answer_weights, class_posteriors, fit_population
 from ranker.taste import Factor, fuse
+from services.cli import count
 
 Array = NDArray[np.float64]
 Weigh = Callable[[Sequence[Answer]], Array]
@@ -371,10 +372,10 @@ def drawn(row: Row) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("reliability", SUMMARY, seeds=5)
-    parser.add_argument("--pairs", type=int, default=10, metavar="N", help="pairs asked of each kind (default 10)")
+    parser.add_argument("--pairs", type=count, default=10, metavar="N", help="pairs asked of each kind (default 10)")
     parser.add_argument("--again", type=int, default=5, metavar="N", help="of which asked again (default 5)")
-    parser.add_argument("--trained", type=int, default=600, metavar="N", help="people learned from (default 600)")
-    parser.add_argument("--judged", type=int, default=200, metavar="N", help="unseen people judged (default 200)")
+    parser.add_argument("--trained", type=count, default=600, metavar="N", help="people learned from (default 600)")
+    parser.add_argument("--judged", type=count, default=200, metavar="N", help="unseen people judged (default 200)")
     parser.add_argument("--mixes", nargs="+", choices=MIXES, default=tuple(MIXES), help="only these mixes of classes")
     options = parser.parse_args(arguments)
     if options.events:

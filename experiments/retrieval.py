@@ -40,6 +40,7 @@ from ranker.join import Joiner
 from ranker.learner import Learner, train
 from ranker.retrieval import draw
 from ranker.taste import Taste
+from services import cli
 
 SUMMARY = "recall of held-out likes among the candidates, overall and for the least popular interest"
 #: candidates; MovieLens has 1,682 films, so these are 3 to 12 %
@@ -308,7 +309,7 @@ def run(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("retrieval", SUMMARY, seeds=5)
-    parser.add_argument("--passes", type=int, default=3, metavar="N", help="over the learning part (default 3)")
+    parser.add_argument("--passes", type=cli.count, default=3, metavar="N", help="over the learning part (default 3)")
     options = parser.parse_args(arguments)
     config = declared.load(options.config) if options.config else None
     result = run(options.events or (), config=config, seeds=report.seeds_of(options), passes=options.passes)

@@ -38,6 +38,7 @@ from ranker.questions import answers_factor, as_asked
 from ranker.summary import Lesson, Policy, Space, Summariser
 from ranker.taste import Factor
 from ranker.vocabulary import Tags, Vocabulary
+from services.cli import count
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -399,8 +400,8 @@ def gain(done: Sequence[Found], arm: str, over: str) -> Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("summary", SUMMARY, seeds=5)
-    parser.add_argument("--base", type=int, default=4, metavar="K", help="base rewards (default 4)")
-    parser.add_argument("--people", type=int, default=2000, metavar="N", help="users read, the first of the log")
+    parser.add_argument("--base", type=count, default=4, metavar="K", help="base rewards (default 4)")
+    parser.add_argument("--people", type=count, default=2000, metavar="N", help="users read, the first of the log")
     options = parser.parse_args(arguments)
     seeds = report.seeds_of(options)
     result = run(options.events, config=options.config, seeds=seeds, k=options.base, people=options.people)

@@ -94,10 +94,10 @@ def parser() -> argparse.ArgumentParser:
     up.add_argument("--config", type=Path, metavar="FILE", help="plurank.toml (default: the data's own)")
     up.add_argument("--state", type=Path, default=Path("var"), metavar="DIR", help="where state is kept (default: var)")
     up.add_argument("--port", type=int, default=8080, help="port of the service on loopback")
-    up.add_argument("--replicas", type=_count, default=2)
+    up.add_argument("--replicas", type=count, default=2)
     up.add_argument("--scale", choices=("tiny", "small", "full"))
-    up.add_argument("--visits", type=_amount, default=10.0, metavar="N", help="visits of the audience a second")
-    up.add_argument("--seconds", type=_amount, metavar="S", help="end by itself after S seconds of service")
+    up.add_argument("--visits", type=amount, default=10.0, metavar="N", help="visits of the audience a second")
+    up.add_argument("--seconds", type=amount, metavar="S", help="end by itself after S seconds of service")
 
     serve = command("serve", _serve, "the service and its loops, on the Kafka, Valkey and Ray it is given")
     serve.add_argument("--config", type=Path, metavar="FILE", help="plurank.toml")
@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         default="erm",
         help="erm: one plain model (default); the others save the fair model if it harms no group on the last tenth",
     )
-    train.add_argument("--epochs", type=_count, default=1)
+    train.add_argument("--epochs", type=count, default=1)
     train.add_argument("--registry", type=Path, metavar="DIR", help="where versions are kept (default: var/registry)")
     train.add_argument("--seed", type=int)
 
@@ -136,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--clip", type=float, metavar="W", help="--counterfactual: cut weights above W")
     evaluate.add_argument("--seed", type=int, default=0, help="first training seed (default: 0)")
     evaluate.add_argument(
-        "--seeds", type=_count, default=1, metavar="N", help="learn with N seeds; tells their spread too (default: 1)"
+        "--seeds", type=count, default=1, metavar="N", help="learn with N seeds; tells their spread too (default: 1)"
     )
 
     replay = command("replay", _replay, "send event files to the log, in their own rhythm", parents=[place])
@@ -158,7 +158,7 @@ def parser() -> argparse.ArgumentParser:
     models.add_argument("--registry", type=Path, metavar="DIR")
     models.add_argument("--force", action="store_true", help="promote against the verdict; it is recorded")
     models.add_argument("--share", type=float, metavar="S", help="of the users that a canary serves")
-    models.add_argument("--last", type=_count, metavar="N", help="how many decisions to list (default: all)")
+    models.add_argument("--last", type=count, metavar="N", help="how many decisions to list (default: all)")
 
     command("doctor", _doctor, "what is missing or misconfigured, and the mend", parents=[place])
     command("down", _down, "end the `up` that runs on this state", parents=[place])
@@ -178,21 +178,32 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
+    """A whole number of at least 1; the experiments' options are read by these, too."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not usable; ask for 1 or more")
     return number
 
 
-def _amount(text: str) -> float:
+def amount(text: str) -> float:
+    """A number above 0."""
     number = float(text)
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError(f"{text} is not usable; give a number above 0")
     return number
 
 
-_count.__name__, _amount.__name__ = "number", "number"  # argparse names them where the text is none
+def share(text: str) -> float:
+    """A number from 0 to 1."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not usable; give a number from 0 to 1")
+    return number
+
+
+# argparse names them where the text is none
+count.__name__ = amount.__name__ = share.__name__ = "number"
 
 
 def _events(made: argparse.ArgumentParser) -> None:

@@ -1,5 +1,6 @@
 import argparse
 import json
+from importlib import import_module
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -95,3 +96,23 @@ def test_many_metrics_stand_below_each_other():
     shown = report.table(Result(name="x", data="d", seeds=(0,), rows=rows, criterion="c", holds=True))
     assert [column.header for column in shown.columns] == ["metric", "arm", "mean"]
     assert shown.row_count == 9
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("feedback_loop", ["--rounds", "0"]),
+        ("feedback_loop", ["--slates", "0"]),
+        ("gate", ["--courses", "0"]),
+        ("gate", ["--chains", "-1"]),
+        ("gate", ["--windows", "1000", "0"]),
+        ("echo_chamber", ["--novelty", "2"]),
+        ("echo_chamber", ["--gap", "nan"]),
+    ],
+)
+def test_an_option_out_of_range_is_refused_before_anything_runs(
+    name: str, given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        import_module(f"experiments.{name}").main(given)
+    assert f"{given[0]}: {given[-1]} is not usable; " in capsys.readouterr().err
