@@ -9,23 +9,22 @@ Axes: N candidates, C categories (interests), S places.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from msgspec import Meta, Struct
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
+from ranker.compiled import compiled
 from ranker.config import Calibration, Divergence
-from ranker.divergence import miscalibration, shares
+from ranker.divergence import KINDS, apart
 from ranker.errors import RequestError
 
 Floats = NDArray[np.floating]
 Array = NDArray[np.float64]
 
-#: candidates are laid out in multiples of this
-LANES = 16
 #: lambda is solved for to within one step of this many
 STEPS = 64
 
@@ -191,19 +190,20 @@ def to_target(
         floor=floor,
     )
 
-    def found(step: int, known: Sequence[int] = ()) -> tuple[NDArray[np.int64], bool]:
+    def found(step: int, known: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], bool]:
         chosen = greedy.choose(step / STEPS, known)
-        shown_C = shares(np.asarray(interests_NC)[greedy.order_N[chosen]])
-        return chosen, miscalibration(target_C, shown_C, smoothing, divergence) <= target
+        return chosen, greedy.miscalibration(chosen) <= target
 
     low, high = 0, STEPS
+    if not greedy.wanted:
+        return ordered(greedy.order_N, greedy.choose(low), len(pinned), order), 0.0
     chosen, reached = found(low)
-    if not reached and np.asarray(target_C).any():
+    if not reached:
         below, (chosen, reached) = chosen, found(high)
         while reached and high - low > 1:
             middle = (low + high) // 2
             # a value is linear in lambda: what is best at both ends is best between them
-            tried, reaches = found(middle, below[: int((below == chosen).argmin())].tolist())
+            tried, reaches = found(middle, below[: int((below == chosen).argmin())])
             if reaches:
                 chosen, high = tried, middle
             else:
@@ -249,102 +249,225 @@ class _Greedy:
         self.order_N = np.argsort(-utility_N, kind="stable")
         items = len(self.order_N)
         self.slots = min(slots, items)
-        self.pins: list[int] = []
+        self.pins = np.zeros(0, np.int64)
         if len(pinned):
             place_N = np.empty_like(self.order_N)
             place_N[self.order_N] = np.arange(items)
-            self.pins = place_N[np.asarray(pinned, np.int64)].tolist()
-        self._wanted = np.flatnonzero(target_C > 0)
-        if self._wanted.size == 0 or self.slots == 0:
+            self.pins = place_N[np.asarray(pinned, np.int64)]
+        p_C = np.asarray(target_C, np.float64)
+        self.wanted = bool(p_C.any()) and self.slots > 0
+        if not self.wanted:
             return
-        share_NC = np.asarray(interests_NC)[self.order_N]
-        p_C = np.asarray(target_C, np.float64)[self._wanted]
-        p_C = p_C / p_C.sum()
-        scale = (1 - smoothing) / self.slots
-        self._gain_NC = np.multiply(share_NC[:, self._wanted], scale, dtype=np.float64)
-        self._start_C = smoothing * p_C
-        self._held_C = self._start_C.copy()
-        # rows are categories, so that those which a pick changes are contiguous; the last one is utility. Whole blocks
-        # of lanes, for then equal candidates get equal sums and the earlier one is chosen
-        gain_CN = np.zeros((len(p_C), -(-items // LANES) * LANES))
-        gain_CN[:, :items] = self._gain_NC.T
-        self._begun_CN = gain_CN + self._start_C[:, None]
-        term, self._weight_C = _terms(divergence, p_C)
-        term(self._begun_CN, self._begun_CN, p_C[:, None])
-        self._term_CN = np.empty((len(p_C) + 1, gain_CN.shape[1]))
-        self._rows = [(gain_N, self._held_C[c, ...], self._term_CN[c], p_C[c, ...]) for c, gain_N in enumerate(gain_CN)]
-        self._term, self._gain_CN = term, gain_CN
+        self._p_C = p_C / p_C.sum()
+        self._smoothing, self._kind = float(smoothing), KINDS[divergence]
+        share_NC = np.ascontiguousarray(interests_NC)
+        self._laid = _lay_out(
+            share_NC, self.order_N, self._p_C, (1 - smoothing) / self.slots, self._smoothing, self._kind
+        )
         sorted_N = np.asarray(utility_N, np.float64)[self.order_N]
         span = sorted_N[0] - sorted_N[-1]
         self._scaled_N = (sorted_N - sorted_N[-1]) / (span * self.slots) if span > 0 else np.zeros(items)
-        # Jensen-Shannon has a part that is linear in the shares, which is all of it for what is not wanted
-        linear = scale * np.log(2) / 2
-        self._linear_N = linear * share_NC.sum(1, dtype=np.float64) if divergence == "jensen-shannon" else 0.0
-        self._owed = [0] * len(p_C)
+        self._owed_C = np.zeros(len(p_C), np.int64)
         if floor:
-            held_C = np.count_nonzero(self._gain_NC, axis=0)
-            self._owed = np.minimum(np.floor(self.slots * p_C + 1e-9).astype(np.int64), held_C).tolist()
+            self._owed_C = np.minimum(np.floor(self.slots * self._p_C + 1e-9).astype(np.int64), self._laid.held_C)
 
-    def choose(self, strength: float, known: Sequence[int] = ()) -> NDArray[np.int64]:
+    def choose(self, strength: float, known: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Places in the order of utility, as they were picked, the pinned ones first.
 
         Args:
             known: the first picks, where they are known.
         """
-        items = len(self.order_N)
-        if strength <= 0 or self._wanted.size == 0 or self.slots == 0:
-            rest = np.delete(np.arange(items), self.pins) if self.pins else np.arange(self.slots)
-            return np.concatenate([np.array(self.pins, np.int64), rest])[: self.slots]
-        gain_NC, term_CN, held_C, rows, term = self._gain_NC, self._term_CN, self._held_C, self._rows, self._term
-        term_CN[:-1], held_C[:] = self._begun_CN, self._start_C
-        free_N, weights, value_N = term_CN[-1], np.ones(len(term_CN)), np.empty(term_CN.shape[1])
-        weights[:-1] = strength * self._weight_C
-        free_N[:items] = (1 - strength) * self._scaled_N - strength * self._linear_N
-        free_N[items:] = -np.inf
-        owed, first, late, chosen = self._owed.copy(), known or self.pins, set[int](), list[int]()
-        due, add = sum(owed), np.add
-        for slot in range(self.slots):
-            if slot < len(first):
-                pick = first[slot]
-            else:
-                for c in late:  # no other category's term has changed
-                    gain_N, held, term_N, p = rows[c]
-                    term(add(gain_N, held, term_N), term_N, p)
-                late.clear()
-                weights.dot(term_CN, value_N)
-                if due > 0 and due >= self.slots - slot:  # every place left is owed to an interest
-                    open_N = (self._gain_CN[[count > 0 for count in owed]] > 0).any(0)
-                    value_N[~open_N] = -np.inf
-                pick = int(value_N.argmax())
-            chosen.append(pick)
-            free_N[pick] = -np.inf
-            gain_C = gain_NC[pick]
-            add(held_C, gain_C, held_C)
-            holds = gain_C.nonzero()[0].tolist()
-            late.update(holds)
-            if due > 0:
-                for c in holds:
-                    if owed[c] > 0:
-                        owed[c] -= 1
-                        due -= 1
-        return np.array(chosen, np.int64)
+        if strength <= 0 or not self.wanted:
+            rest = np.delete(np.arange(len(self.order_N)), self.pins) if len(self.pins) else np.arange(self.slots)
+            return np.concatenate([self.pins, rest])[: self.slots]
+        first = self.pins if known is None or not len(known) else known
+        return _choose(
+            self._laid,
+            self._scaled_N,
+            self._p_C,
+            self._owed_C,
+            first,
+            self.slots,
+            float(strength),
+            self._smoothing,
+            self._kind,
+        )
+
+    def miscalibration(self, chosen_S: NDArray[np.int64]) -> float:
+        """How far these are from the target."""
+        return _missed(self._laid, self._p_C, chosen_S, self._smoothing, self._kind)
 
 
-#: (smoothed shares, out, p): writes a category's gain, up to a factor, a constant and what is linear in the shares
-_Term = Callable[[Array, Array, Array], object]
+class _Laid(NamedTuple):
+    """Which candidate holds which wanted category, by candidate (in the order of utility) and by category.
+
+    An entry is one category of one candidate.
+
+    Attributes:
+        start_N: the candidate's first entry, and after the last candidate the number of entries.
+        row_E, category_E: of each entry.
+        share_E: how much of the candidate it is.
+        gain_E: how much of the smoothed shares of a slate it makes.
+        term_E: what it adds to the objective in an empty slate.
+        first_C, entry_E: entry_E[first_C[c] : first_C[c + 1]] are the category's.
+        held_C: how many candidates hold it.
+        linear_N: what a candidate adds that is linear in its shares.
+        rest_N: its shares of what is not wanted.
+    """
+
+    start_N: NDArray[np.int64]
+    row_E: NDArray[np.int64]
+    category_E: NDArray[np.int64]
+    share_E: Array
+    gain_E: Array
+    term_E: Array
+    first_C: NDArray[np.int64]
+    entry_E: NDArray[np.int64]
+    held_C: NDArray[np.int64]
+    linear_N: Array
+    rest_N: Array
 
 
-def _terms(divergence: Divergence, p_C: Array) -> tuple[_Term, Array]:
-    """A category's gain as a function of its smoothed share, and what it is multiplied with."""
-    if divergence == "kl":
-        return (lambda q, out, _: np.log(q, out)), p_C
-    if divergence == "hellinger":
-        return (lambda q, out, _: np.sqrt(q, out)), np.sqrt(p_C)
-    return _jensen_shannon, np.full_like(p_C, 0.5)
+@compiled
+def _gain(q: float, p: float, kind: int) -> float:
+    """A category's part of the objective, up to a constant and what is linear in the shares."""
+    if kind == 0:
+        return p * math.log(q)
+    if kind == 1:
+        return math.sqrt(p * q)
+    return 0.5 * ((p + q) * math.log(p + q) - q * math.log(q))
 
 
-def _jensen_shannon(q: Array, out: Array, p: Array) -> None:
-    both = p + q
-    both *= np.log(both)
-    np.multiply(q, np.log(q), out)
-    np.subtract(both, out, out)
+@compiled
+def _lay_out(
+    share_NC: Floats, order_N: NDArray[np.int64], p_C: Array, scale: float, smoothing: float, kind: int
+) -> _Laid:
+    items, categories = len(order_N), len(p_C)
+    start_N, held_C = np.zeros(items + 1, np.int64), np.zeros(categories, np.int64)
+    linear_N, rest_N = np.zeros(items), np.zeros(items)
+    most = items * categories
+    row_E, category_E = np.empty(most, np.int64), np.empty(most, np.int64)
+    share_E, gain_E, term_E = np.empty(most), np.empty(most), np.empty(most)
+    begun_C = np.zeros(categories)
+    for c in range(categories):
+        if p_C[c] > 0:
+            begun_C[c] = _gain(smoothing * p_C[c], p_C[c], kind)
+    # Jensen-Shannon has a part that is linear in the shares, which is all of it for what is not wanted
+    linear = 0.5 * math.log(2.0) * scale if kind == 2 else 0.0
+    entry = 0
+    for n in range(items):
+        row = order_N[n]
+        for c in range(categories):
+            share = share_NC[row, c]
+            if share > 0:
+                linear_N[n] -= linear * share
+                if p_C[c] > 0:
+                    row_E[entry], category_E[entry], share_E[entry], gain_E[entry] = n, c, share, scale * share
+                    term_E[entry] = _gain(smoothing * p_C[c] + gain_E[entry], p_C[c], kind) - begun_C[c]
+                    held_C[c] += 1
+                    entry += 1
+                else:
+                    rest_N[n] += share
+        start_N[n + 1] = entry
+    first_C = np.zeros(categories + 1, np.int64)
+    first_C[1:] = np.cumsum(held_C)
+    entry_E, next_C = np.empty(entry, np.int64), first_C.copy()
+    for e in range(entry):
+        entry_E[next_C[category_E[e]]] = e
+        next_C[category_E[e]] += 1
+    return _Laid(
+        start_N,
+        row_E[:entry],
+        category_E[:entry],
+        share_E[:entry],
+        gain_E[:entry],
+        term_E[:entry],
+        first_C,
+        entry_E,
+        held_C,
+        linear_N,
+        rest_N,
+    )
+
+
+@compiled
+def _choose(
+    laid: _Laid,
+    scaled_N: Array,
+    p_C: Array,
+    owed_C: NDArray[np.int64],
+    first_F: NDArray[np.int64],
+    slots: int,
+    strength: float,
+    smoothing: float,
+    kind: int,
+) -> NDArray[np.int64]:
+    """Greedy picks: after each, only what holds a category of the pick is worth something else."""
+    items = len(scaled_N)
+    term_E, held_C, owed_C = laid.term_E.copy(), smoothing * p_C, owed_C.copy()
+    value_N, chosen_S, free_N = np.empty(items), np.empty(slots, np.int64), np.ones(items, np.bool_)
+    due = owed_C.sum()
+    for n in range(items):
+        value_N[n] = _value(laid, term_E, scaled_N, n, strength)
+    for slot in range(slots):
+        pick = -1
+        if slot < len(first_F):
+            pick = first_F[slot]
+        else:
+            best, strict = -np.inf, due > 0 and due >= slots - slot  # every place left is owed to an interest
+            for n in range(items):
+                if value_N[n] > best and (not strict or _owes(laid, owed_C, n)):
+                    best, pick = value_N[n], n
+        chosen_S[slot] = pick
+        free_N[pick], value_N[pick] = False, -np.inf
+        for entry in range(laid.start_N[pick], laid.start_N[pick + 1]):
+            c = laid.category_E[entry]
+            held_C[c] += laid.gain_E[entry]
+            if owed_C[c] > 0:
+                owed_C[c] -= 1
+                due -= 1
+            now = _gain(held_C[c], p_C[c], kind)
+            for place in range(laid.first_C[c], laid.first_C[c + 1]):
+                other = laid.entry_E[place]
+                if free_N[laid.row_E[other]]:
+                    term_E[other] = _gain(held_C[c] + laid.gain_E[other], p_C[c], kind) - now
+        for entry in range(laid.start_N[pick], laid.start_N[pick + 1]):
+            c = laid.category_E[entry]
+            for place in range(laid.first_C[c], laid.first_C[c + 1]):
+                n = laid.row_E[laid.entry_E[place]]
+                if free_N[n]:
+                    value_N[n] = _value(laid, term_E, scaled_N, n, strength)
+    return chosen_S
+
+
+@compiled
+def _value(laid: _Laid, term_E: Array, scaled_N: Array, n: int, strength: float) -> float:
+    gain = laid.linear_N[n]
+    for entry in range(laid.start_N[n], laid.start_N[n + 1]):
+        gain += term_E[entry]
+    value: float = (1 - strength) * scaled_N[n] + strength * gain
+    return value
+
+
+@compiled
+def _owes(laid: _Laid, owed_C: NDArray[np.int64], n: int) -> bool:
+    """Whether the candidate holds an interest that is owed a place."""
+    owed = 0
+    for entry in range(laid.start_N[n], laid.start_N[n + 1]):
+        owed += owed_C[laid.category_E[entry]]
+    return owed > 0
+
+
+@compiled
+def _missed(laid: _Laid, p_C: Array, chosen_S: NDArray[np.int64], smoothing: float, kind: int) -> float:
+    """`divergence.miscalibration` of the chosen, to which everything that is not wanted is one category."""
+    shown_C, total = np.zeros(len(p_C) + 1), 0.0
+    for n in chosen_S:
+        shown_C[-1] += laid.rest_N[n]
+        total += laid.rest_N[n]
+        for entry in range(laid.start_N[n], laid.start_N[n + 1]):
+            shown_C[laid.category_E[entry]] += laid.share_E[entry]
+            total += laid.share_E[entry]
+    if total > 0:
+        shown_C /= total
+    return apart(np.append(p_C, 0.0), shown_C, smoothing, kind)

@@ -4,18 +4,21 @@ Axes: N items, C categories (interests), M slates, S places.
 """
 
 import functools
+import math
 from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import xlogy
 
+from ranker.compiled import compiled
 from ranker.config import Divergence
 
 Floats = NDArray[np.floating]
 Array = NDArray[np.float64]
 
 DIVERGENCES: tuple[Divergence, ...] = get_args(Divergence)
+#: what compiled functions know them by
+KINDS: dict[Divergence, int] = {"kl": 0, "hellinger": 1, "jensen-shannon": 2}
 
 
 def shares(interests_NC: Floats, weights_N: Floats | None = None) -> Array:
@@ -50,18 +53,8 @@ def divergences(
     Units: nats for "kl" (0 to -log alpha) and "jensen-shannon" (0 to log 2); Hellinger's distance lies in 0 to 1.
     Source: Steck (2018), eqs. 4-5; lin1991divergence; hellinger1909neue; for slates: dasilva2021exploiting.
     """
-    p_C = np.asarray(target_C, np.float64)
-    q_MC = (1 - smoothing) * np.asarray(shown_MC, np.float64) + smoothing * p_C
-    if divergence == "kl":
-        wanted = p_C > 0
-        p_C = p_C[wanted]
-        found = float(p_C @ np.log(p_C)) - np.log(q_MC[:, wanted]) @ p_C
-    elif divergence == "hellinger":
-        found = np.sqrt(np.maximum(0, 1 - np.sqrt(p_C * q_MC).sum(1)))
-    else:
-        half_MC = (p_C + q_MC) / 2
-        found = (xlogy(p_C, p_C).sum() + xlogy(q_MC, q_MC).sum(1)) / 2 - xlogy(half_MC, half_MC).sum(1)
-    return np.asarray(np.maximum(0, found), np.float64)
+    p_C, lined_MC = np.asarray(target_C, np.float64), np.ascontiguousarray(shown_MC, np.float64)
+    return _apart_of(p_C, lined_MC, smoothing, KINDS[divergence])
 
 
 def miscalibration(target_C: Floats, shown_C: Floats, smoothing: float = 0.01, divergence: Divergence = "kl") -> float:
@@ -74,3 +67,33 @@ def miscalibration(target_C: Floats, shown_C: Floats, smoothing: float = 0.01, d
         1.959
     """
     return float(divergences(target_C, np.asarray(shown_C)[None], smoothing, divergence)[0])
+
+
+@compiled
+def apart(p_C: Array, shown_C: Array, smoothing: float, kind: int) -> float:
+    """`divergences` of one slate, by the number of the divergence in KINDS."""
+    found = 1.0 if kind == 1 else 0.0
+    for p, shown in zip(p_C, shown_C):  # noqa: B905 (numba knows no strict)
+        q = (1 - smoothing) * shown + smoothing * p
+        if kind == 0:
+            if p > 0:
+                found += p * math.log(p / q)
+        elif kind == 1:
+            found -= math.sqrt(p * q)
+        elif p + q > 0:
+            half = (p + q) / 2
+            found -= half * math.log(half)
+            if p > 0:
+                found += p * math.log(p) / 2
+            if q > 0:
+                found += q * math.log(q) / 2
+    found = max(0.0, found)
+    return math.sqrt(found) if kind == 1 else found
+
+
+@compiled
+def _apart_of(p_C: Array, shown_MC: Array, smoothing: float, kind: int) -> Array:
+    found_M = np.empty(len(shown_MC))
+    for m in range(len(shown_MC)):
+        found_M[m] = apart(p_C, shown_MC[m], smoothing, kind)
+    return found_M

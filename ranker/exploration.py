@@ -8,7 +8,6 @@ drawn, D posterior draws, N scored candidates, K base rewards, B sets of variate
 radlinski2006minimally for swaps of neighbours.
 """
 
-import functools
 import random
 import zlib
 from dataclasses import dataclass
@@ -18,14 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg.lapack import spotrf, strtrs
 
+from ranker.compiled import compiled
 from ranker.config import Exploration
 from ranker.taste import Taste
 
 Floats = NDArray[np.floating]
 #: sets of variates: which one is used depends on the user alone, so that a request has one set of posterior draws
 BANK = 64
-#: a place's neighbour above, itself, its neighbour below
-_AROUND = np.array([[-1], [0], [1]])
+_NO_WINS = np.zeros((1, 0), np.int64)
 
 
 class Drawn(NamedTuple):
@@ -71,21 +70,6 @@ class Odds:
     size: int
     uniform: float
 
-    def total(self, places: int) -> NDArray[np.float64]:
-        """For each of the slate's own items q, summed over the places that may be given to it, (S,)."""
-        draws, window = self.wins_DW.shape
-        wins_S = np.bincount(np.minimum(self.wins_DW, places).ravel(), minlength=places + 1)[:places]
-        evenly_S = np.zeros(places)
-        evenly_S[:window] = self.uniform / np.arange(self.size, self.size - window, -1)
-        found: NDArray[np.float64] = wins_S * ((1 - self.uniform) / draws) + np.cumsum(evenly_S)
-        return found
-
-    def of(self, slots: NDArray[np.int64], candidates: NDArray[np.int64]) -> NDArray[np.float64]:
-        """q of each place for the candidate beside it, which must not stand above the place."""
-        wins = (self.wins_DW[:, slots] == candidates).sum(0)
-        found: NDArray[np.float64] = wins * ((1 - self.uniform) / len(self.wins_DW))
-        return found + self.uniform / (self.size - slots)
-
     def draw(self, slot: int, draws: random.Random) -> int:
         """A candidate for this place."""
         if draws.random() < self.uniform:
@@ -100,21 +84,23 @@ def odds_of(utility_DM: Floats, window: int, uniform: float) -> Odds:
         >>> odds_of(np.array([[3.0, 1.0, 2.0]]), 2, 0.0).wins_DW.tolist()
         [[0, 2]]
     """
-    size = utility_DM.shape[1]
-    below_DX = np.empty((len(utility_DM), window + 1), utility_DM.dtype)  # the best beyond, then places upwards
-    if size > window:
-        tail_D = utility_DM[:, window:].argmax(1) + window
-        below_DX[:, 0] = utility_DM[np.arange(len(tail_D)), tail_D]
-    else:
-        tail_D = np.full(len(utility_DM), size - 1)
-        below_DX[:, 0] = -np.inf
-    below_DX[:, 1:] = utility_DM[:, window - 1 :: -1]
-    # from below upwards: a candidate that is no worse than all below it wins for its place and those above it, until
-    # a better one comes
-    best_DW = np.maximum.accumulate(below_DX, 1)[:, -2::-1]
-    wins_DW = np.where(utility_DM[:, :window] >= best_DW, np.arange(window), tail_D[:, None])
-    wins_DW = np.minimum.accumulate(wins_DW[:, ::-1], 1)[:, ::-1]
-    return Odds(wins_DW=wins_DW, size=size, uniform=uniform)
+    return Odds(wins_DW=_wins(utility_DM, window), size=utility_DM.shape[1], uniform=uniform)
+
+
+@compiled
+def _wins(utility_DM: Floats, window: int) -> NDArray[np.int64]:
+    draws, size = utility_DM.shape
+    wins_DW = np.empty((draws, window), np.int64)
+    for d in range(draws):
+        best = size - 1
+        for m in range(size - 2, -1, -1):
+            if m < window - 1:
+                wins_DW[d, m + 1] = best
+            if utility_DM[d, m] >= utility_DM[d, best]:
+                best = m
+        if window > 0:
+            wins_DW[d, 0] = best
+    return wins_DW
 
 
 def explore(
@@ -159,7 +145,8 @@ def explore(
         swapped = draws.randrange(places - 1)
         number_S[[swapped, swapped + 1]] = number_S[[swapped + 1, swapped]]
     moved = slot is not None or swapped is not None
-    propensity_S = _chances(number_S, swap, share, odds, moved=moved)
+    wins_DW, size, uniform = (odds.wins_DW, odds.size, odds.uniform) if odds is not None else (_NO_WINS, places, 0.0)
+    propensity_S = _chances(number_S, float(swap), float(share), wins_DW, size, float(uniform))
     if moved:
         outside = number_S >= places
         shown_S = order_S[np.where(outside, 0, number_S)]
@@ -169,91 +156,58 @@ def explore(
     return Drawn(order_S, propensity_S, swapped, slot)
 
 
+@compiled
 def _chances(
-    number_S: NDArray[np.int64], swap: float, share: float, odds: Odds | None, *, moved: bool
+    number_S: NDArray[np.int64], swap: float, share: float, wins_DW: NDArray[np.int64], size: int, uniform: float
 ) -> NDArray[np.float64]:
     """P(candidate number_S[p] at place p) over all that could have been drawn.
 
     After the slot draw a slate's item m stands at m, at m + 1 (pushed), or at k < m (drawn up); one from beyond only
     where it was drawn. The swap then mixes each place with its neighbours.
     """
-    places = len(number_S)
-    each = swap / (places - 1) if swap > 0 else 0.0
-    if share <= 0 or odds is None:
-        chance_S: NDArray[np.float64] = np.where(number_S == np.arange(places), 1 - 2 * each, each)
-        for end in (0, places - 1):
-            if number_S[end] == end:
-                chance_S[end] += each
-        return chance_S
-    window = odds.wins_DW.shape[1]
-    if not moved:  # what most slates come to
-        return _unmoved(places, window, odds.size, odds.uniform, share=share, each=each).chances(odds.wins_DW)
-    rate, number_M = share / window, np.arange(places)
-    total_S = rate * odds.total(places)
-    kept_W = rate * odds.of(number_M[:window], number_M[:window])
-    # m is pushed when a place at or above it is drawn and given to what stands below m
-    push_S = share - np.cumsum(total_S) - rate * np.maximum(window - 1 - number_M, 0)
-    stay_S = 1 - push_S - total_S
-    stay_S[:window] += kept_W
-    push_S[-1] = 0  # out of the slate
-    neighbours_S = np.full(places, 2.0)
-    neighbours_S[[0, -1]] = min(places - 1, 1)
-    # one more candidate, that from beyond: it stands nowhere unless it was drawn
-    stay_X, push_X = np.append(stay_S, 0), np.append(push_S, 0)
-    m_S, place_3S = np.minimum(number_S, places), number_M + _AROUND
-    up_3S = (place_3S >= 0) & (place_3S < np.minimum(m_S, window))
-    at_3S = (place_3S == m_S) * stay_X[m_S] + (place_3S == m_S + 1) * push_X[m_S]
-    at_3S += up_3S * rate * odds.of(np.where(up_3S, place_3S, 0), number_S)
-    found: NDArray[np.float64] = (1 - each * neighbours_S) * at_3S[1] + each * (at_3S[0] + at_3S[2])
-    return found
+    places, (draws, window) = len(number_S), wins_DW.shape
+    each, rate = swap / max(places - 1, 1), share / max(window, 1)
+    # of each of the slate's items: drawn for any place, and for its own
+    drawn_S, own_S = np.zeros(places), np.zeros(places)
+    for d in range(draws):
+        for k in range(window):
+            if wins_DW[d, k] < places:
+                drawn_S[wins_DW[d, k]] += rate * (1 - uniform) / draws
+    evenly = 0.0
+    for m in range(places):
+        if m < window:
+            own_S[m] = rate * _chance(wins_DW, m, m, size, uniform)
+            evenly += rate * uniform / (size - m)
+        drawn_S[m] += evenly
+    # pushed by a draw for a place at or above it, which went to what stands below; the last one out of the slate
+    pushed_S, found_S, above = np.zeros(places), np.empty(places), 0.0
+    for m in range(places - 1):
+        above += drawn_S[m]
+        pushed_S[m] = rate * min(m + 1, window) - above
+    for p in range(places):
+        found_S[p] = 0.0
+        for place in range(max(p - 1, 0), min(p + 2, places)):
+            m, there = number_S[p], 0.0
+            if place < min(m, window):
+                there = rate * _chance(wins_DW, place, m, size, uniform)
+            elif place == m:
+                pushed = pushed_S[m] if m < places - 1 else rate * min(places, window) - above - drawn_S[m]
+                there = 1 - pushed - drawn_S[m] + own_S[m]
+            elif place == m + 1:
+                there = pushed_S[m]
+            neighbours = min(p, 1) + min(places - 1 - p, 1)
+            found_S[p] += there * (1 - each * neighbours if place == p else each)
+    return found_S
 
 
-class _Unmoved(NamedTuple):
-    """What `_chances` comes to for a slate that stands as it did, laid out once for all slates of a shape.
-
-    All of it is linear in how often each candidate won each place; the rest depends on the shape alone.
-    """
-
-    rest_S: NDArray[np.float64]
-    own_S: NDArray[np.float64]
-    above_S: NDArray[np.float64]
-    cell_W: NDArray[np.int64]
-    a_win: float
-    each: float
-
-    def chances(self, wins_DW: NDArray[np.int64]) -> NDArray[np.float64]:
-        """P(item m at place m), (S,)."""
-        (draws, window), places = wins_DW.shape, len(self.rest_S)
-        # a line for each place, a column for each of the slate's items and one for all beyond
-        counts_X = np.bincount((np.minimum(wins_DW, places) + self.cell_W).ravel(), minlength=window * (places + 1))
-        wins_S = counts_X.reshape(window, places + 1).sum(0)[:places]
-        moved_S: NDArray[np.float64] = self.above_S * wins_S.cumsum()
-        moved_S -= self.own_S * wins_S
-        moved_S[:window] += self.own_S[:window] * counts_X[:: places + 2][:window]
-        neighbour_X = counts_X[1 :: places + 2][: min(window, places - 1)]
-        moved_S[1 : len(neighbour_X) + 1] += self.each * neighbour_X
-        moved_S *= self.a_win / draws
-        moved_S += self.rest_S
-        return moved_S
-
-
-@functools.lru_cache(maxsize=256)
-def _unmoved(places: int, window: int, size: int, uniform: float, *, share: float, each: float) -> _Unmoved:
-    rate, number_S = share / window, np.arange(places)
-    evenly_W = rate * uniform / (size - number_S[:window])
-    total_S = np.zeros(places)
-    total_S[:window] = evenly_W
-    total_S = total_S.cumsum()
-    push_S = share - total_S.cumsum() - rate * np.maximum(window - 1 - number_S, 0)
-    own_S = 1 - each * np.full(places, 2.0)
-    own_S[[0, -1]] = 1 - each * min(places - 1, 1)
-    above_S = own_S - each
-    above_S[-1] = own_S[-1]  # pushed out of the slate, and so not there to be exchanged
-    rest_S = own_S * (1 - total_S) - above_S * push_S
-    rest_S[:window] += own_S[:window] * evenly_W
-    rest_S[1 : min(window, places - 1) + 1] += each * evenly_W[: places - 1]
-    cell_W = np.arange(window) * (places + 1)
-    return _Unmoved(rest_S, own_S, above_S, cell_W, rate * (1 - uniform), each)
+@compiled
+def _chance(wins_DW: NDArray[np.int64], slot: int, candidate: int, size: int, uniform: float) -> float:
+    """q of the place for a candidate that does not stand above it."""
+    wins = 0
+    for d in range(len(wins_DW)):
+        if wins_DW[d, slot] == candidate:
+            wins += 1
+    return wins * (1 - uniform) / len(wins_DW) + uniform / (size - slot)
 
 
 class Explorer:

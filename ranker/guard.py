@@ -9,6 +9,7 @@ That a fully personal reward may trap people is the caution of barreto2025captur
 Axes: N candidates, S places, C categories (interests), R candidates that may enter or leave.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -17,9 +18,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from ranker.compiled import compiled
 from ranker.config import Guard
 
 Floats = NDArray[np.floating]
+Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
 
 #: halvings of the blend's weight, which is found to 1/64
@@ -136,19 +139,34 @@ def protect(
         target_C: the interests that were asked for, zeros where nothing is known: then nothing is new or old to her.
     """
     window = min(window, len(order_S))
-    order_S, changed, new = _renewed(policy, order_S, utility_N, candidates, target_C=target_C, window=window)
-    done = [] if not len(changed) else [_novelty(int(policy.novelty * window + 1e-9), changed, candidates.ids)]
-    before = gap = _gap(candidates, order_S[:window])
+    nothing_N = np.zeros(0, np.bool_)
+    fixed_N = nothing_N if candidates.fixed_N is None else candidates.fixed_N
+    open_N = nothing_N if candidates.open_N is None else candidates.open_N
+    worth_N = np.asarray(utility_N, np.float64)
+    apart_N = np.asarray(candidates.personal_N, np.float64) - candidates.population_N
+    done, needed_S = list[Intervention](), np.zeros(window, np.bool_)
+    asked = int(policy.novelty * window + 1e-9)
+    if asked and target_C.any():
+        interests_NC, familiar_C = np.ascontiguousarray(candidates.interests_NC), dominant(target_C, policy.dominant)
+        entitled_C = np.where(familiar_C, 0.0, np.floor(window * target_C + 1e-9))
+        order_S, rows_2K = _renewed(
+            order_S, worth_N, interests_NC, familiar_C, entitled_C, fixed_N, open_N, needed_S, asked
+        )
+        if len(rows_2K[0]):
+            done.append(_novelty(asked, rows_2K, candidates.ids))
+    before = gap = _mean(apart_N, order_S, window)
     if gap > policy.gap:
-        fixed_S = np.zeros(window, np.bool_) if candidates.fixed_N is None else candidates.fixed_N[order_S[:window]]
-        fixed_S[new] = True
-        order_S, changed, weight = _blended(policy.gap, order_S, utility_N, candidates, fixed_S=fixed_S)
-        gap = _gap(candidates, order_S[:window])
-        if len(changed):
-            done.append(_blend(before, gap, policy.gap, weight=weight, changed=changed, ids=candidates.ids))
+        population_N = np.asarray(candidates.population_N, np.float64)
+        order_S, rows_2K, weight = _blended(
+            float(policy.gap), order_S, worth_N, apart_N, population_N, fixed_N, open_N, needed_S
+        )
+        gap = _mean(apart_N, order_S, window)
+        if len(rows_2K[0]):
+            done.append(_blend(before, gap, policy.gap, weight=weight, changed=rows_2K, ids=candidates.ids))
     return Guarded(order_S=order_S, gap=gap, interventions=tuple(done))
 
 
+@compiled
 def dominant(target_C: Floats, share: float) -> NDArray[np.bool_]:
     """The fewest interests that hold `share` of the profile together, largest first.
 
@@ -156,132 +174,206 @@ def dominant(target_C: Floats, share: float) -> NDArray[np.bool_]:
         >>> dominant(np.array([0.1, 0.6, 0.3]), 0.8).tolist()
         [False, True, True]
     """
-    order_C = np.argsort(-np.asarray(target_C, np.float64), kind="stable")
-    held_C = np.cumsum(np.asarray(target_C, np.float64)[order_C])
-    count = int(np.searchsorted(held_C, share * held_C[-1] - 1e-12)) + 1 if len(held_C) else 0
-    found_C = np.zeros(len(order_C), np.bool_)
-    found_C[order_C[:count]] = True
+    found_C, held, wanted = np.zeros(len(target_C), np.bool_), 0.0, share * target_C.sum() - 1e-12
+    for _ in range(len(target_C)):
+        largest = -1
+        for c in range(len(target_C)):
+            if not found_C[c] and (largest < 0 or target_C[c] > target_C[largest]):
+                largest = c
+        found_C[largest] = True
+        held += target_C[largest]
+        if held >= wanted:
+            break
     return found_C
 
 
-def _gap(candidates: Candidates, shown_S: Rows) -> float:
-    return sycophancy_gap(candidates.personal_N[shown_S], candidates.population_N[shown_S])
+@compiled
+def _mean(apart_N: Array, order_S: Rows, window: int) -> float:
+    """The `sycophancy_gap` of the first places."""
+    total = 0.0
+    for row in order_S[:window]:
+        total += apart_N[row]
+    return total / max(window, 1)
 
 
+@compiled
+def _is(mask_N: NDArray[np.bool_], row: int, otherwise: bool) -> bool:
+    """What the mask says of the row; an empty one says `otherwise` of all."""
+    return mask_N[row] if len(mask_N) else otherwise
+
+
+@compiled
 def _renewed(
-    policy: Guard, order_S: Rows, utility_N: Floats, candidates: Candidates, *, target_C: Floats, window: int
-) -> tuple[Rows, Rows, list[int]]:
-    """The order with enough novelty, the (out, in) rows of what was exchanged, and the places that novelty needs."""
-    asked = int(policy.novelty * window + 1e-9)
-    nothing = np.zeros((0, 2), np.int64)
-    if not asked or not target_C.any():
-        return order_S, nothing, []
-    shown = order_S[:window]
-    interests_NC, familiar_C = candidates.interests_NC, dominant(target_C, policy.dominant)
-    shown_SC = interests_NC[shown]
-    new_S = _new(shown_SC, familiar_C)
-    needed = new_S.nonzero()[0][:asked].tolist()
-    lack = asked - len(needed)
-    if lack <= 0:
-        return order_S, nothing, needed
-    waiting_N = _new(interests_NC, familiar_C) & _may_enter(utility_N, candidates)
-    waiting_N[shown] = False
-    waiting = waiting_N.nonzero()[0]
-    waiting = waiting[np.argsort(-utility_N[waiting], kind="stable")[:lack]]
-    free_S = ~new_S if candidates.fixed_N is None else ~new_S & ~candidates.fixed_N[shown]
-    entitled_C = np.where(familiar_C, 0.0, np.floor(window * target_C + 1e-9))
-    held_C = shown_SC.sum(0, dtype=np.float64)
-    leaves: list[int] = []
-    for row in waiting.tolist():
-        stays_S = (held_C - shown_SC >= np.minimum(held_C, entitled_C) - 1e-6).all(1)
-        places = (free_S & stays_S).nonzero()[0]
-        if not len(places):
+    order_S: Rows,
+    utility_N: Array,
+    interests_NC: Floats,
+    familiar_C: NDArray[np.bool_],
+    entitled_C: Array,
+    fixed_N: NDArray[np.bool_],
+    open_N: NDArray[np.bool_],
+    needed_S: NDArray[np.bool_],
+    asked: int,
+) -> tuple[Rows, Rows]:
+    """The order with enough novelty, and the (out, in) rows of what was exchanged.
+
+    Args:
+        needed_S: is told the places that novelty needs.
+    """
+    window, (items, categories) = len(needed_S), interests_NC.shape
+    new_S, held_C, shown_N, lack = np.zeros(window, np.bool_), np.zeros(categories), np.zeros(items, np.bool_), asked
+    for place in range(window):
+        row = order_S[place]
+        shown_N[row], new_S[place] = True, _new(interests_NC, row, familiar_C)
+        for c in range(categories):
+            held_C[c] += interests_NC[row, c]
+        if new_S[place] and lack > 0:
+            needed_S[place] = True
+            lack -= 1
+    # the best of what is new and waits, best first
+    waiting_K, waiting = np.empty(max(lack, 0), np.int64), 0
+    if lack > 0:
+        for row in range(items):
+            if shown_N[row] or not math.isfinite(utility_N[row]) or not _is(open_N, row, True):
+                continue
+            if waiting == lack and not utility_N[row] > utility_N[waiting_K[-1]]:
+                continue
+            if not _new(interests_NC, row, familiar_C):
+                continue
+            waiting = min(waiting + 1, lack)
+            place = waiting - 1
+            while place > 0 and utility_N[row] > utility_N[waiting_K[place - 1]]:
+                waiting_K[place] = waiting_K[place - 1]
+                place -= 1
+            waiting_K[place] = row
+    places_K, count = np.empty(waiting, np.int64), 0
+    for row in waiting_K[:waiting]:
+        even, nearest = (count + 1) * window / (lack + 1), -1
+        for place in range(window):
+            out = order_S[place]
+            if new_S[place] or needed_S[place] or _is(fixed_N, out, False):
+                continue
+            if nearest >= 0 and not abs(place - even) < abs(nearest - even):
+                continue
+            stays = True
+            for c in range(categories):
+                stays = stays and held_C[c] - interests_NC[out, c] >= min(held_C[c], entitled_C[c]) - 1e-6
+            if stays:
+                nearest = place
+        if nearest < 0:
             break
-        even = (len(leaves) + 1) * window / (lack + 1)
-        place = int(places[np.abs(places - even).argmin()])
-        leaves.append(place)
-        free_S[place] = False
-        held_C += interests_NC[row] - shown_SC[place]
-    put_in, places_K = waiting[: len(leaves)], np.array(leaves, np.int64)
-    order_S, changed = _exchanged(order_S, places_K, put_in, window)
-    return order_S, changed, [*needed, *leaves]
+        places_K[count] = nearest
+        needed_S[nearest] = True
+        count += 1
+        for c in range(categories):
+            held_C[c] += interests_NC[row, c] - interests_NC[order_S[nearest], c]
+    return _exchanged(order_S, places_K[:count], waiting_K[:count], window)
 
 
+@compiled
 def _blended(
-    bound: float, order_S: Rows, utility_N: Floats, candidates: Candidates, *, fixed_S: NDArray[np.bool_]
+    bound: float,
+    order_S: Rows,
+    utility_N: Array,
+    apart_N: Array,
+    population_N: Array,
+    fixed_N: NDArray[np.bool_],
+    open_N: NDArray[np.bool_],
+    needed_S: NDArray[np.bool_],
 ) -> tuple[Rows, Rows, float]:
     """The order within the bound, the (out, in) rows of what was exchanged, and the weight."""
-    window = len(fixed_S)
-    shown_S = order_S[:window]
-    apart_N = np.asarray(candidates.personal_N, np.float64) - candidates.population_N
-    may_N = _may_enter(utility_N, candidates)
-    may_N[shown_S] = ~fixed_S
-    rows_R = may_N.nonzero()[0]
-    free = window - int(fixed_S.sum())
+    window, items = len(needed_S), len(utility_N)
+    place_N, may_N, most, free = np.full(items, -1), np.empty(items, np.bool_), bound * window, 0
+    for row in range(items):
+        may_N[row] = math.isfinite(utility_N[row]) and _is(open_N, row, True)
+    for place in range(window):
+        row = order_S[place]
+        place_N[row], may_N[row] = place, not (needed_S[place] or _is(fixed_N, row, False))
+        if may_N[row]:
+            free += 1
+        else:
+            most -= apart_N[row]
+    rows_R = np.flatnonzero(may_N)
     if not 0 < free < len(rows_R):
-        return order_S, np.zeros((0, 2), np.int64), 0.0
-    own_R, apart_R = np.asarray(utility_N[rows_R], np.float64), apart_N[rows_R]
-    loss_R = own_R - _on_scale(np.asarray(candidates.population_N[rows_R], np.float64), own_R)
-    most = bound * window - float(apart_N[shown_S[fixed_S]].sum())
-
-    def best(weight: float) -> Rows:
-        return np.argpartition(weight * loss_R - own_R, free - 1)[:free]
-
-    low, high, steps, kept_F = 0, 1 << HALVINGS, 1 << HALVINGS, None
+        return order_S, np.zeros((2, 0), np.int64), 0.0
+    own_R, apart_R = utility_N[rows_R], apart_N[rows_R]
+    # the population's preferences in units of this request's utilities
+    mean, other_R = own_R.mean(), population_N[rows_R]
+    other_R = other_R - other_R.mean()
+    spread, scale = (other_R * other_R).sum(), 0.0
+    if spread > 0:
+        scale = math.sqrt(((own_R - mean) ** 2).sum() / spread)
+    loss_R = own_R - (mean + scale * other_R)
+    low, high, steps = 0, 1 << HALVINGS, 1 << HALVINGS
+    wanted_R = _best(own_R - loss_R, free)
     while high - low > 1:
         middle = (low + high) // 2
-        best_F = best(middle / steps)
-        if apart_R[best_F].sum() <= most:
-            high, kept_F = middle, best_F
+        best_R, total = _best(own_R - middle / steps * loss_R, free), 0.0
+        for r in range(len(rows_R)):
+            if best_R[r]:
+                total += apart_R[r]
+        if total <= most:
+            high, wanted_R = middle, best_R
         else:
             low = middle
     weight = high / steps
     value_R = own_R - weight * loss_R
-    held_R = np.zeros(len(rows_R), np.bool_)
-    held_R[np.searchsorted(rows_R, shown_S[~fixed_S])] = True
-    wanted_R = np.zeros(len(rows_R), np.bool_)
-    wanted_R[best(weight) if kept_F is None else kept_F] = True
-    goes, comes = (held_R & ~wanted_R).nonzero()[0], (wanted_R & ~held_R).nonzero()[0]
-    goes = goes[np.argsort(value_R[goes], kind="stable")]
-    comes = comes[np.argsort(-value_R[comes], kind="stable")]
-    # the sum after each number of exchanges; the last is that of the best, so where they keep the bound one does
-    sums_K = apart_R[held_R].sum() + np.cumsum(apart_R[comes] - apart_R[goes])
-    kept = (sums_K <= most).nonzero()[0]
-    count = int(kept[0]) + 1 if len(kept) else len(goes)
-    place_N = dict(zip(shown_S.tolist(), range(window), strict=True))
-    places_K = np.array([place_N[row] for row in rows_R[goes[:count]].tolist()], np.int64)
-    order_S, changed = _exchanged(order_S, np.sort(places_K), rows_R[comes[:count]], window)
-    return order_S, changed, weight
+    held_R = place_N[rows_R] >= 0
+    goes, comes = np.flatnonzero(held_R & ~wanted_R), np.flatnonzero(wanted_R & ~held_R)
+    goes = goes[np.argsort(value_R[goes], kind="mergesort")]
+    comes = comes[np.argsort(-value_R[comes], kind="mergesort")]
+    # one exchange after the other until it keeps the bound; the last is that of the best, so where they do one does
+    total, count = 0.0, 0
+    for r in range(len(rows_R)):
+        if held_R[r]:
+            total += apart_R[r]
+    while count < len(goes):
+        total += apart_R[comes[count]] - apart_R[goes[count]]
+        count += 1
+        if total <= most:
+            break
+    places_K = np.sort(place_N[rows_R[goes[:count]]])
+    order_S, changed_2K = _exchanged(order_S, places_K, rows_R[comes[:count]], window)
+    return order_S, changed_2K, weight
 
 
-def _may_enter(utility_N: Floats, candidates: Candidates) -> NDArray[np.bool_]:
-    finite_N: NDArray[np.bool_] = np.isfinite(utility_N)
-    return finite_N if candidates.open_N is None else finite_N & candidates.open_N
+@compiled
+def _best(value_R: Array, count: int) -> NDArray[np.bool_]:
+    """Which are the `count` largest; of equals the first."""
+    best_F, held = np.empty(count, np.int64), 0
+    for r in range(len(value_R)):
+        if held == count and not value_R[r] > value_R[best_F[-1]]:
+            continue
+        held = min(held + 1, count)
+        place = held - 1
+        while place > 0 and value_R[r] > value_R[best_F[place - 1]]:
+            best_F[place] = best_F[place - 1]
+            place -= 1
+        best_F[place] = r
+    found_R = np.zeros(len(value_R), np.bool_)
+    found_R[best_F] = True
+    return found_R
 
 
-def _on_scale(other_R: Floats, own_R: Floats) -> Floats:
-    """The population's preferences in units of this request's utilities."""
-    mean = np.add.reduce(own_R) / len(own_R)
-    apart_R, own_R = other_R - np.add.reduce(other_R) / len(other_R), own_R - mean
-    spread = apart_R @ apart_R
-    scale = np.sqrt(own_R @ own_R / spread) if spread > 0 else 0.0
-    return np.asarray(mean + scale * apart_R)
-
-
+@compiled
 def _exchanged(order_S: Rows, places_K: Rows, rows_K: Rows, window: int) -> tuple[Rows, Rows]:
     """The order with the rows at the places, and (out, in); where a row stood below the window, the two change."""
-    moved_S, leaves_K = order_S.copy(), order_S[places_K]
-    if len(order_S) > window:
-        for row, leaves in zip(rows_K.tolist(), leaves_K.tolist(), strict=True):
-            moved_S[order_S == row] = leaves
-    moved_S[places_K] = rows_K
-    return moved_S, np.array([leaves_K, rows_K]).T
+    moved_S, changed_2K = order_S.copy(), np.empty((2, len(rows_K)), np.int64)
+    for k in range(len(rows_K)):
+        changed_2K[0, k], changed_2K[1, k] = order_S[places_K[k]], rows_K[k]
+        for place in range(window, len(order_S)):
+            if order_S[place] == rows_K[k]:
+                moved_S[place] = order_S[places_K[k]]
+        moved_S[places_K[k]] = rows_K[k]
+    return moved_S, changed_2K
 
 
-def _new(interests_NC: Floats, familiar_C: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    # more of it outside than inside, in one product: so no item without interests is new
-    found_N: NDArray[np.bool_] = interests_NC @ (1 - 2 * familiar_C).astype(interests_NC.dtype) > 0
-    return found_N
+@compiled
+def _new(interests_NC: Floats, row: int, familiar_C: NDArray[np.bool_]) -> bool:
+    """More of it lies outside the familiar than inside; so no item without interests is new."""
+    outside = 0.0
+    for c in range(len(familiar_C)):
+        outside += -interests_NC[row, c] if familiar_C[c] else interests_NC[row, c]
+    return outside > 0
 
 
 def _blend(
@@ -290,18 +382,18 @@ def _blend(
     return Intervention(
         kind="blend",
         reason=f"the slate was worth {before:.2f} more to her than to the population and may be {bound:.2f}: "
-        f"{len(changed)} places follow an order that is {weight:.0%} the population's",
+        f"{len(changed[0])} places follow an order that is {weight:.0%} the population's",
         numbers={"gap_before": before, "gap_after": after, "bound": bound, "weight": weight},
-        taken_out=tuple(ids[row] for row in changed[:, 0].tolist()),
-        put_in=tuple(ids[row] for row in changed[:, 1].tolist()),
+        taken_out=tuple(ids[row] for row in changed[0].tolist()),
+        put_in=tuple(ids[row] for row in changed[1].tolist()),
     )
 
 
 def _novelty(asked: int, changed: Rows, ids: Sequence[str]) -> Intervention:
     return Intervention(
         kind="novelty",
-        reason=f"{asked} places are asked to lie outside of her dominant interests: {len(changed)} put in",
-        numbers={"asked": float(asked), "put_in": float(len(changed))},
-        taken_out=tuple(ids[row] for row in changed[:, 0].tolist()),
-        put_in=tuple(ids[row] for row in changed[:, 1].tolist()),
+        reason=f"{asked} places are asked to lie outside of her dominant interests: {len(changed[0])} put in",
+        numbers={"asked": float(asked), "put_in": float(len(changed[0]))},
+        taken_out=tuple(ids[row] for row in changed[0].tolist()),
+        put_in=tuple(ids[row] for row in changed[1].tolist()),
     )

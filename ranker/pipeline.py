@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from ranker import calibration, guard
 from ranker.calibration import Wish
 from ranker.catalogue import Catalogue, Item
-from ranker.config import PREFERENCE, Calibration, Config
+from ranker.config import PREFERENCE, Calibration, Config, Guard
 from ranker.divergence import attention, divergences
 from ranker.errors import RequestError
 from ranker.events import MAX_ITEMS, Value
 from ranker.evidence import EMPTY, Evidence
-from ranker.exploration import Explorer
+from ranker.exploration import Explorer, explore, odds_of
 from ranker.index import Among
 from ranker.interests import effective_acts, profile, selves
 from ranker.summary import profiled
@@ -609,6 +609,20 @@ class Pipeline:
 
     def _named(self, share_C: NDArray[np.floating]) -> dict[str, float]:
         return {self.catalogue.categories[c]: float(share_C[c]) for c in np.flatnonzero(share_C)}
+
+
+def warm() -> None:
+    """Compile what requests run, or read what was compiled before: seconds once, then a fraction of one."""
+    utility_N, interests_NC = np.array([0.9, 0.1, 0.5], np.float32), np.eye(3, dtype=np.float32)
+    target_C = np.array([0.5, 0.3, 0.2])
+    order_S = calibration.rerank(utility_N, interests_NC, target_C, slots=2, strength=0.5)
+    calibration.to_target(utility_N, interests_NC, target_C, slots=2, target=0.0)
+    candidates = guard.Candidates(
+        ids="abc", personal_N=utility_N, population_N=np.zeros_like(utility_N), interests_NC=interests_NC
+    )
+    guard.protect(Guard(gap=0.0, novelty=0.5), order_S, utility_N, candidates, target_C=target_C, window=2)
+    explore(order_S, 0.5, 0, share=0.5, odds=odds_of(np.zeros((2, 3), np.float32), 2, 0.1), beyond=order_S)
+    divergences(target_C, np.eye(3))
 
 
 def _span(evidence: Evidence) -> float:

@@ -27,7 +27,7 @@ from ranker.events import Event, Field, Ranking, Shown
 from ranker.evidence import EMPTY, Evidence
 from ranker.inference import Inference
 from ranker.interview import Interview
-from ranker.pipeline import Pipeline, Request, Slate
+from ranker.pipeline import Pipeline, Request, Slate, warm
 from ranker.registry import Pointer, Registry
 from ranker.wording import Encode
 from services import intake
@@ -171,6 +171,7 @@ class Replica:
     def start(self) -> None:
         """Load what there is, then follow it."""
         self.outbox.start()
+        warm()
         host = self.settings.telemetry
         self._address = f"{host}:{self.telemetry.serve(self.tokens['metrics'], host=host)}"
         self.follow_catalogue()

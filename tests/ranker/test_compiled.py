@@ -1,0 +1,50 @@
+import subprocess
+import sys
+import textwrap
+
+SCRIPT = """
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+
+from ranker import calibration, divergence, exploration, guard
+from ranker.calibration import Wish
+from ranker.config import Exploration, Guard, Serving
+from ranker.pipeline import Request, warm
+from msgspec import structs
+from tests.ranker.test_pipeline import CONFIG, FAN, NOW, make
+
+
+def known():
+    parts = [vars(module).values() for module in (calibration, divergence, exploration, guard)]
+    found = {part for values in parts for part in values if isinstance(part, Dispatcher)}
+    return {part.__name__: len(part.signatures) for part in found}
+
+
+warm()
+before = known()
+called = "_lay_out _choose _missed dominant _renewed _mean _blended _wins _chances _apart_of".split()
+assert [before[name] for name in called] == [1] * len(called), before
+pipeline = make(structs.replace(
+    CONFIG,
+    guard=Guard(novelty=0.5, gap=0.0),
+    serving=Serving(slate=10, candidates=30, swap=0.5),
+    exploration=Exploration(slot=0.5),
+))
+items, acted = [f"i{n}" for n in range(40)], 0
+for seed in range(20):
+    for evidence in (FAN, FAN.__class__()):
+        for wish in (None, 0.9, Wish(target=0.01), Wish(order=0.5), "personal"):
+            for pinned in ((), ("i3", "i5")):
+                request = Request(user="u", items=items, now=NOW, seed=seed, calibration=wish, pinned=pinned)
+                slate = pipeline.rank(structs.replace(request, explain=seed % 2 == 0), evidence)
+                acted += len(slate.interventions) + (slate.explored is not None)
+                pipeline.rank(structs.replace(request, items=None, limit=5), evidence)
+assert acted > 50, acted
+after = known()
+assert after == before, (before, after)
+"""
+
+
+def test_after_the_warm_up_no_request_compiles_anything() -> None:
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(SCRIPT)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
