@@ -46,5 +46,5 @@ assert after == before, (before, after)
 
 
 def test_after_the_warm_up_no_request_compiles_anything() -> None:
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(SCRIPT)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(SCRIPT)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
