@@ -61,10 +61,11 @@ BENCHMARKS = {
     "retrieval": Benchmark(
         title="Retrieval from 1,000,000 items",
         about="500 candidates out of a synthetic, clustered catalogue (see the file), one thread. Peers: `faiss flat`, "
-        "which is exact, and faiss's inverted file, reading as large a share of its lists. `recall_least`: of the "
-        "exact answer's items in the least popular of a person's interests; `held`: how many of the 500 are in it. `by "
-        "interest` is what `/v1/recommend` draws, against the same draw from one list, read whole. Then what a version "
-        "costs beside as many items: `attach_s` before it can serve, `build_s` in a thread beside it, `rss_mb` more.",
+        "which is exact, and faiss's inverted file, reading about as large a share of its lists. `recall_least`: of "
+        "the exact answer's items in the least popular of a person's interests; `held`: how many of the 500 are in it. "
+        "`by interest` is what `/v1/recommend` draws, against the same draw from one list, read whole. Then what a "
+        "version costs beside as many items: `attach_s` before it can serve, `build_s` in a thread beside it, `rss_mb` "
+        "more.",
         repeats=True,
         quick=("--items", "120000", "--queries", "40"),
     ),

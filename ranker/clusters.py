@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 SAMPLE = 64
 ROUNDS = 10
 CHUNK = 65_536
+#: so far beyond a list's mean its vectors are looked for
+DEVIATIONS = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -35,16 +37,13 @@ class Lists:
     def __len__(self) -> int:
         return len(self.reach_L)
 
-    def promising(self, query_X: NDArray[np.float32], most: int) -> NDArray[np.int64]:
-        """The lists in which the query finds the largest inner products, in no order.
+    def promise(self, query_X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What inner product the query may find in each list: hardly any vector gives more.
 
-        A list promises what its mean gives and one reach more in the query's direction: lists that are wide are looked
-        into before equal ones that are narrow. On clustered vectors this raised recall@500 by up to .02.
+        That is what the mean gives, and DEVIATIONS standard deviations more, as if the list were round.
         """
-        if most >= len(self):
-            return np.arange(len(self))
-        promise_L = self.centres_LX @ query_X + self.reach_L * np.float32(np.linalg.norm(query_X))
-        found: NDArray[np.int64] = np.argpartition(promise_L, len(self) - most)[len(self) - most :]
+        spread = DEVIATIONS * float(np.linalg.norm(query_X)) / max(len(query_X), 1) ** 0.5
+        found: NDArray[np.float32] = self.centres_LX @ query_X + self.reach_L * np.float32(spread)
         return found
 
 

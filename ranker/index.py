@@ -3,59 +3,53 @@
 An Index is a value: adding, replacing and removing give a new one, so a reader never meets a half-made change. What was
 built stays as it is, grouped in lists; what was put since lies beside it and every search reads it whole; what was
 removed or replaced is passed over. `rebuilt` makes one built Index of all that. Up to FLAT items there is one list, so
-search is exact; beyond, a search reads the lists that promise most (ranker/clusters.py).
+search is exact; beyond, lists are read in the order of what they promise (ranker/clusters.py), until the next one
+promises less than the worst of what was found.
 
-Axes: N built lines, M lines put since, R catalogue rows, X coordinates [phi, b].
+Axes: N built lines, M lines put since, R catalogue rows, L lists, P lines of a part, X coordinates [phi, b].
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ranker.clusters import Lists, clustered, one_list
+from ranker.compiled import compiled
 
 #: up to so many items every one is looked at
 FLAT = 100_000
-#: the share of the items that are allowed which a search of lists reads
-SHARE = 0.05
-#: and how many times what is asked for, of what is allowed: lists do not know the filter
-DEPTH = 12
-#: so few allowed items are looked at one by one; and more, where lists would have to be read for as many lines
-FEW = 4096
-#: from so many scores on the best are sought among those above a sampled threshold
-MANY = 20_000
+#: where no more than this share of the items may be found, they are picked out of the lists before any is looked at
+FEW = 1 / 32
+#: lines whose products are made together
+BLOCK = 64
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Places = NDArray[np.int32]
+
+_NONE = np.zeros(0, np.int32)
+_LAST = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Among:
-    """Rows that may be found.
+class Part:
+    """Some of an index's lines, list by list.
 
     Attributes:
-        rows: all of them, each once.
-        has: which of given rows they are; quicker than looking them up.
+        built_P: places of built lines, rising.
+        starts: L + 1 places into `built_P`.
+        put_P: of lines put since, rising.
+        upto: it knows so many of those that were put.
     """
 
-    rows: NDArray[np.integer]
-    has: Callable[[Rows], NDArray[np.bool_]]
-
-    @classmethod
-    def of(cls, allowed_R: NDArray[np.bool_]) -> Among:
-        """The rows whose entry is true; rows beyond the end are not among them."""
-
-        def has(rows: Rows) -> NDArray[np.bool_]:
-            found = rows < len(allowed_R)
-            found[found] = allowed_R[rows[found]]
-            return found
-
-        return cls(np.flatnonzero(allowed_R), has)
+    built_P: Places
+    starts: NDArray[np.int64]
+    put_P: Places
+    upto: int
 
 
 class Index:
@@ -84,10 +78,11 @@ class Index:
         self.lists: Lists = one_list(vectors_NX) if len(vectors_NX) <= flat else clustered(vectors_NX, seed=seed)
         whole = len(self.lists) == 1
         self._lines_NX = vectors_NX if whole else vectors_NX[self.lists.order_N]
-        self._rows_N = rows if whole else rows[self.lists.order_N]
+        self._rows_N: Places = (rows if whole else rows[self.lists.order_N]).astype(np.int32)
         self._place_R = np.full(int(rows.max()) + 1 if len(rows) else 0, -1, np.int32)
         self._place_R[self._rows_N] = np.arange(len(rows), dtype=np.int32)
-        self._rows_M, self._put_MX = np.zeros(0, np.int64), np.zeros((0, vectors_NX.shape[1]), np.float32)
+        self._rows_M, self._put_MX = _NONE, np.zeros((0, vectors_NX.shape[1]), np.float32)
+        self._parts: dict[int, Part] = {}
         self._live = len(rows)
 
     def __len__(self) -> int:
@@ -106,7 +101,8 @@ class Index:
     @property
     def nbytes(self) -> int:
         """Bytes of its arrays."""
-        arrays = (self._lines_NX, self._rows_N, self._place_R, self._rows_M, self._put_MX)
+        arrays = [self._lines_NX, self._rows_N, self._place_R, self._rows_M, self._put_MX]
+        arrays += [array for part in [*self._parts.values()] for array in (part.built_P, part.starts, part.put_P)]
         return sum(array.nbytes for array in (*arrays, self.lists.centres_LX, self.lists.order_N))
 
     def vectors(self, rows: NDArray[np.integer]) -> Floats:
@@ -131,16 +127,18 @@ class Index:
         query_X: NDArray[np.floating],
         count: int,
         *,
-        among: Among | None = None,
-        share: float = SHARE,
-        depth: int = DEPTH,
+        among: NDArray[np.bool_] | None = None,
+        part: Part | None = None,
+        exact: bool = False,
     ) -> tuple[Rows, Floats]:
         """Rows by falling inner product, and the products: `count`, or all that there are where they are fewer.
 
+        Of equal products the lower row comes first.
+
         Args:
-            among: the rows that may be found; all of them without it.
-            share: of what is allowed, how much is read at least; 1 is exact.
-            depth: and how many times `count`, where only some rows may be found.
+            among: by row, which may be found; rows beyond its end may not. All may without it.
+            part: the lines that are looked at (see `part`); all of them without it.
+            exact: read every list.
 
         Shapes: returns (n,) and (n,), n <= count.
         """
@@ -148,24 +146,54 @@ class Index:
         count = min(count, len(self))
         if count <= 0:
             return np.zeros(0, np.int64), np.zeros(0, np.float32)
-        needed = max(count, round(share * len(self)))
-        if among is not None:
-            allowed = len(among.rows)
-            needed = max(depth * count, round(share * allowed))
-            # lists hold one allowed line in len(self) / allowed; a line on its own costs about twice one of a list
-            if allowed <= FEW or 2 * allowed * allowed <= needed * len(self):
-                return self.best(among.rows, query_X, count)
-        probes = max(1, round(share * len(self.lists)))
-        while True:
-            rows, scores, enough = self._scan(query_X, probes, among, needed)
-            if enough:
-                return _best(rows, scores, count)
-            probes = min(len(self.lists), 2 * probes)
+        if part is None and among is not None and np.count_nonzero(among) <= FEW * len(self):
+            part, among = self.parted(np.flatnonzero(among)), None
+        best, rows = np.full(count, -np.inf, np.float32), np.full(count, _LAST, np.int32)
+        built, loose = len(self._rows_N), self.loose > 0
+        place_R, may_R = self._place_R if loose else _NONE, np.zeros(0, np.bool_) if among is None else among
+        promise_L = np.full(len(self.lists), np.inf, np.float32) if exact else self.lists.promise(query_X)
+        starts, places_P = (self.lists.starts, _NONE) if part is None else (part.starts, part.built_P)
+        how = part is not None, among is not None
+        _read(self._lines_NX, self._rows_N, starts, places_P, promise_L, query_X, place_R, 0, may_R, *how, best, rows)
+        if len(self._rows_M):
+            places_P = _NONE if part is None else part.put_P
+            starts = np.array([0, len(self._rows_M) if part is None else len(places_P)])
+            one_L = np.full(1, np.inf, np.float32)
+            _read(self._put_MX, self._rows_M, starts, places_P, one_L, query_X, place_R, built, may_R, *how, best, rows)
+        order = np.lexsort((rows, -best))[: int(np.count_nonzero(rows != _LAST))]
+        return rows[order].astype(np.int64), best[order]
 
-    def best(self, rows: NDArray[np.integer], query_X: NDArray[np.floating], count: int) -> tuple[Rows, Floats]:
-        """The best of these rows, exactly; rows that it does not hold are passed over."""
-        held: Rows = rows[self.holds(rows)].astype(np.int64, copy=False)
-        return _best(held, self.vectors(held) @ np.asarray(query_X, np.float32), count)
+    def parted(self, rows: NDArray[np.integer]) -> Part:
+        """The lines of those of these rows that it holds; a row is named once."""
+        places = self._place_R[rows[rows < len(self._place_R)]]
+        places = np.sort(places[places >= 0])
+        built = int(np.searchsorted(places, len(self._rows_N)))
+        return Part(
+            places[:built],
+            np.searchsorted(places[:built], self.lists.starts),
+            places[built:] - np.int32(len(self._rows_N)),
+            len(self._rows_M),
+        )
+
+    def part(self, name: int, rows: NDArray[np.integer], share_R: NDArray[np.floating]) -> Part:
+        """The lines of a category, made once and kept: later calls only look at what was put since.
+
+        Whose category changed without having been put again may be among them, or missing.
+
+        Args:
+            name: of the category.
+            rows: all that have a share in it.
+            share_R: by row, the share.
+        """
+        found = self._parts.get(name)
+        if found is None:
+            found = self._parts[name] = self.parted(rows)
+        elif found.upto < len(self._rows_M):
+            new = self._rows_M[found.upto :]
+            fresh_P = found.upto + np.flatnonzero(share_R[new] > 0).astype(np.int32)
+            put_P = np.concatenate([found.put_P, fresh_P])
+            found = self._parts[name] = replace(found, put_P=put_P, upto=len(self._rows_M))
+        return found
 
     def put(self, rows: Rows, vectors_MX: NDArray[np.floating]) -> Index:
         """With these rows added, or replaced where they were there; of a row named twice the last line counts."""
@@ -179,7 +207,7 @@ class Index:
         start = len(self._rows_N) + len(self._rows_M)
         new._live = self._live + int((new._place_R[np.unique(rows)] < 0).sum())
         new._place_R[rows] = np.arange(start, start + len(rows), dtype=np.int32)
-        new._rows_M = np.concatenate([self._rows_M, rows])
+        new._rows_M, new._parts = np.concatenate([self._rows_M, rows.astype(np.int32)]), dict(self._parts)
         new._put_MX = np.concatenate([self._put_MX, np.asarray(vectors_MX, np.float32)])
         return new
 
@@ -190,7 +218,7 @@ class Index:
         if not len(rows):
             return self
         new = copy.copy(self)
-        new._place_R = self._place_R.copy()
+        new._place_R, new._parts = self._place_R.copy(), dict(self._parts)
         new._place_R[rows] = -1
         new._live = self._live - len(rows)
         return new
@@ -200,44 +228,91 @@ class Index:
         rows = self.rows
         return Index(self.vectors(rows), rows, flat=self.flat, seed=seed)
 
-    def _scan(self, query_X: Floats, probes: int, among: Among | None, needed: int) -> tuple[Rows, Floats, bool]:
-        """Live and allowed rows of the most promising lists and of what was put, with their products."""
-        built, whole = len(self._rows_N), probes >= len(self.lists)
-        parts = [slice(0, built)]
-        if not whole:
-            picked = self.lists.promising(query_X, probes)
-            starts, stops = self.lists.starts[picked].tolist(), self.lists.starts[picked + 1].tolist()
-            parts = [slice(*ends) for ends in zip(starts, stops, strict=True)]
-        rows: Rows = np.concatenate([self._rows_N[part] for part in parts])
-        scores: Floats = np.concatenate([self._lines_NX[part] @ query_X for part in parts])
-        kept = None
-        if self._live < built + len(self._rows_M):
-            kept = self._place_R[rows] == np.concatenate([np.arange(part.start, part.stop) for part in parts])
-        if among is not None:
-            may = among.has(rows)
-            kept = may if kept is None else kept & may
-        if kept is not None:
-            rows, scores = rows[kept], scores[kept]
-        if len(self._rows_M):
-            live = self._place_R[self._rows_M] == np.arange(built, built + len(self._rows_M))
-            if among is not None:
-                live &= among.has(self._rows_M)
-            rows = np.concatenate([rows, self._rows_M[live]])
-            scores = np.concatenate([scores, (self._put_MX @ query_X)[live]])
-        return rows, scores, whole or len(rows) >= needed
+
+@compiled
+def _sink(keys: Floats, names: Places, size: int, at: int) -> None:
+    """Let an entry of a heap sink to its place: above is the least key, of equal keys the highest name."""
+    key, name = keys[at], names[at]
+    while True:
+        below = 2 * at + 1
+        if below >= size:
+            break
+        right = below + 1
+        if right < size and (keys[right] < keys[below] or (keys[right] == keys[below] and names[right] > names[below])):
+            below = right
+        if key < keys[below] or (key == keys[below] and name >= names[below]):
+            break
+        keys[at], names[at] = keys[below], names[below]
+        at = below
+    keys[at], names[at] = key, name
 
 
-def _best(rows: Rows, scores: Floats, count: int) -> tuple[Rows, Floats]:
-    """The best by falling score; of equal scores the lower row first."""
-    if len(scores) > max(MANY, 16 * count):
-        # nearly all lie far below: a threshold from every 16th score leaves few to sort, and is checked
-        sample = scores[::16]
-        least = max(0, len(sample) - count // 8 - 32)
-        above = np.flatnonzero(scores >= np.partition(sample, least)[least])
-        if len(above) >= count:
-            rows, scores = rows[above], scores[above]
-    if len(scores) > count:
-        kept = np.argpartition(scores, len(scores) - count)[len(scores) - count :]
-        rows, scores = rows[kept], scores[kept]
-    order = np.lexsort((rows, -scores))
-    return rows[order], scores[order]
+@compiled
+def _read(
+    lines_NX: Floats,
+    rows_N: Places,
+    starts: NDArray[np.int64],
+    places_P: Places,
+    promise_L: Floats,
+    query_X: Floats,
+    place_R: Places,
+    before: int,
+    may_R: NDArray[np.bool_],
+    parted: bool,
+    filtered: bool,
+    best: Floats,
+    rows: Places,
+) -> None:
+    """Read lists, the most promising first, while they promise more than the worst of `best`, a heap with its `rows`.
+
+    Args:
+        places_P: of the lines that are read, where `parted`; else all are.
+        place_R: by row, the place of its live line; `before` less than in `lines_NX`. Empty where all live.
+        may_R: by row, whether it may be found, where `filtered`.
+    """
+    last = len(query_X) - 1
+    block, products = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.float32)
+    wanted, lists, left = np.empty(len(promise_L), np.float32), np.empty(len(promise_L), np.int32), 0
+    for one in range(len(promise_L)):
+        if starts[one + 1] > starts[one]:
+            wanted[left], lists[left] = -promise_L[one], one
+            left += 1
+    for one in range(left // 2 - 1, -1, -1):
+        _sink(wanted, lists, left, one)
+    at, stop, held, more = 0, 0, 0, True
+    while more:
+        if at == stop:
+            more = left > 0 and -wanted[0] >= best[0]
+            if more:
+                at, stop = starts[lists[0]], starts[lists[0] + 1]
+                left -= 1
+                wanted[0], lists[0] = wanted[left], lists[left]
+                _sink(wanted, lists, left, 0)
+        take = min(stop - at, BLOCK - held)
+        for one in range(take):
+            block[held + one] = places_P[at + one] if parted else at + one
+        at, held = at + take, held + take
+        if more and held < BLOCK:
+            continue
+        # the lines lie apart in memory: to ask for the ends of all of them first took 18 ns a line in place of 50
+        for one in range(held):
+            place = block[one]
+            products[one] = lines_NX[place, 0] * query_X[0]
+            if last > 0:
+                products[one] += lines_NX[place, last] * query_X[last]
+        for one in range(held):
+            place, product = block[one], products[one]
+            for x in range(1, last):
+                product += lines_NX[place, x] * query_X[x]
+            if product < best[0]:
+                continue
+            row = rows_N[place]
+            if product == best[0] and row >= rows[0]:
+                continue
+            if len(place_R) and place_R[row] != before + place:
+                continue
+            if filtered and (row >= len(may_R) or not may_R[row]):
+                continue
+            best[0], rows[0] = product, row
+            _sink(best, rows, len(best), 0)
+        held = 0

@@ -26,7 +26,7 @@ from ranker.errors import RegistryError
 from ranker.events import Value
 from ranker.evidence import Act, Answer, Evidence
 from ranker.features import AGES, Acts, Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
-from ranker.index import FLAT, Among, Index
+from ranker.index import FLAT, Index
 from ranker.interests import population
 from ranker.mmoe import CUT, folding, mixed
 from ranker.model import Model, answers_of, beside_answers, parts
@@ -482,7 +482,7 @@ class Inference:
         target_C: NDArray[np.floating] | None = None,
         tastes: Mapping[int, NDArray[np.float32]] | None = None,
         share: float = 0.0,
-        among: Among | None = None,
+        among: NDArray[np.bool_] | None = None,
         without: Collection[int] = (),
     ) -> Drawn:
         """Catalogue rows of large r(u, i): without `target_C` by falling r(u, i), else by interest first.

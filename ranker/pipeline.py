@@ -30,7 +30,7 @@ from ranker.errors import RequestError
 from ranker.events import MAX_ITEMS, Value
 from ranker.evidence import EMPTY, Evidence
 from ranker.exploration import Explorer, explore, odds_of
-from ranker.index import Among
+from ranker.index import Index
 from ranker.interests import effective_acts, profile, selves
 from ranker.summary import profiled
 from ranker.taste import Taste, fuse
@@ -382,7 +382,7 @@ class Pipeline:
         ]
         return _Pool([self.catalogue.items[row].id for row in drawn.rows.tolist()], drawn.rows, [], removed)
 
-    def _filtered(self, request: Request) -> Among | None:
+    def _filtered(self, request: Request) -> NDArray[np.bool_] | None:
         """What the request's categories and freshness leave of the catalogue; None where it asks for neither."""
         if not request.categories and request.fresh_since is None:
             return None
@@ -399,7 +399,7 @@ class Pipeline:
                 allowed_R[rows[rows < len(allowed_R)]] = True
         if request.fresh_since is not None:
             allowed_R &= self.inference.fresh(request.fresh_since)
-        return Among.of(allowed_R)
+        return allowed_R
 
     def _settled(self, request: Request, pool: _Pool) -> _Pool:
         """The candidates without those that the request excludes, and with those that it pins."""
@@ -623,6 +623,7 @@ def warm() -> None:
     guard.protect(Guard(gap=0.0, novelty=0.5), order_S, utility_N, candidates, target_C=target_C, window=2)
     explore(order_S, 0.5, 0, share=0.5, odds=odds_of(np.zeros((2, 3), np.float32), 2, 0.1), beyond=order_S)
     divergences(target_C, np.eye(3))
+    Index(interests_NC).search(utility_N, 1)
 
 
 def _span(evidence: Evidence) -> float:

@@ -14,13 +14,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ranker.index import Among, Index, Rows
+from ranker.index import FEW, Index, Rows
 
 Floats = NDArray[np.floating]
-
-#: the share of an interest's items that a search of a large catalogue reads, and how many times what is asked for: its
-#: few places need fewer than all places
-READ, DEPTH = 0.02, 8
 
 
 class Drawn(NamedTuple):
@@ -40,7 +36,7 @@ def draw(
     share: float,
     own: Mapping[int, Floats] | None = None,
     members: Callable[[int], NDArray[np.integer]],
-    among: Among | None = None,
+    among: NDArray[np.bool_] | None = None,
     without: Collection[int] = (),
 ) -> Drawn:
     """`count` rows, or all there are: first the best of each interest, the smallest interests first, then of all.
@@ -53,57 +49,50 @@ def draw(
         share: of the candidates that is drawn by interest, 0 to 1.
         own: what an interest is searched with; without an entry, with `query_X`.
         members: the rows of a category.
-        among: the rows that may be drawn.
+        among: by row, which may be drawn; all of them without it.
         without: rows that may not.
 
     Source: a share of the candidates by interest is one retrieval head for each taste (cen2020controllable,
     pal2020pinnersage) with declared interests in the place of learned clusters; on MovieLens-100K clusters of liked
     items did less (docs/experiments.md).
     """
-    taken_N = np.zeros(len(interests_NC), np.bool_)
+    size = len(interests_NC)
     barred = np.unique(np.fromiter(without, np.int64))
-    barred = barred[barred < len(taken_N)]
-    taken_N[barred] = True
+    barred = barred[barred < size]
+    free_N = np.ones(size, np.bool_)
+    few: Rows | None = None
+    if among is not None:
+        free_N[: len(among)], free_N[len(among) :] = among[:size], False
+        if np.count_nonzero(free_N) <= FEW * len(index):
+            few = np.flatnonzero(free_N)
+            few_FC = interests_NC[few]
+    free_N[barred] = False
     drawn = np.empty(count, np.int64)
     done = 0
     wanted_C = share * count * np.asarray(target_C, np.float64)
     for c in sorted(np.flatnonzero(wanted_C > 0).tolist(), key=wanted_C.__getitem__):
         share_N = interests_NC[:, c]
-        share_D = share_N[drawn[:done]]
-        need = wanted_C[c] - float(share_D.sum())
+        need = wanted_C[c] - float(share_N[drawn[:done]].sum())
         if need <= 0 or done >= count:
             continue
         rows = members(c)
-        if len(rows) and rows.max() >= len(taken_N):  # more came meanwhile; seldom, and to copy them all takes longer
-            rows = rows[rows < len(taken_N)]
-        if among is not None:
-            rows = rows[among.has(rows.astype(np.int64))]
-        some = share_N[rows[:256]]
+        some = share_N[rows[:256][rows[:256] < size]]
         mean = max(float(some.sum()) / max(len(some), 1), 1e-3)
-        # of the best, those that were drawn or are barred come in vain
-        asked = math.ceil(need / mean * 1.5) + int(np.count_nonzero(share_D)) + int(np.count_nonzero(share_N[barred]))
-        held = Among(rows, _having(share_N, among))
         found, _ = index.search(
-            query_X if own is None else own.get(c, query_X), asked, among=held, share=READ, depth=DEPTH
+            query_X if own is None else own.get(c, query_X),
+            min(math.ceil(need / mean * 1.5), len(rows)),
+            among=free_N,
+            part=index.part(c, rows, share_N) if few is None else index.parted(few[few_FC[:, c] > 0]),
         )
-        new = found[~taken_N[found]]
-        reached = int(np.searchsorted(np.cumsum(share_N[new]), need - 1e-6)) + 1
-        new = new[: min(reached, count - done)]
+        found = found[share_N[found] > 0]  # what a part knows may be older
+        reached = int(np.searchsorted(np.cumsum(share_N[found]), need - 1e-6)) + 1
+        new = found[: min(reached, count - done)]
         drawn[done : done + len(new)] = new
         done += len(new)
-        taken_N[new] = True
+        free_N[new] = False
     rest, _ = index.search(query_X, count + len(barred), among=among)
-    left = rest[rest < len(taken_N)]
-    left = left[~taken_N[left]][: count - done]
+    left = rest[rest < size]
+    left = left[free_N[left]][: count - done]
     drawn[done : done + len(left)] = left
     passed = rest[np.isin(rest, barred)] if len(barred) else rest[:0]
     return Drawn(drawn[: done + len(left)], passed)
-
-
-def _having(share_N: Floats, among: Among | None) -> Callable[[Rows], NDArray[np.bool_]]:
-    def has(rows: Rows) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = rows < len(share_N)
-        found[found] = share_N[rows[found]] > 0
-        return found if among is None else found & among.has(rows)
-
-    return has

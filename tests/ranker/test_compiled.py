@@ -6,7 +6,7 @@ SCRIPT = """
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
-from ranker import calibration, divergence, exploration, guard
+from ranker import calibration, divergence, exploration, guard, index
 from ranker.calibration import Wish
 from ranker.config import Exploration, Guard, Serving
 from ranker.pipeline import Request, warm
@@ -15,14 +15,14 @@ from tests.ranker.test_pipeline import CONFIG, FAN, NOW, make
 
 
 def known():
-    parts = [vars(module).values() for module in (calibration, divergence, exploration, guard)]
+    parts = [vars(module).values() for module in (calibration, divergence, exploration, guard, index)]
     found = {part for values in parts for part in values if isinstance(part, Dispatcher)}
     return {part.__name__: len(part.signatures) for part in found}
 
 
 warm()
 before = known()
-called = "_lay_out _choose _missed dominant _renewed _mean _blended _wins _chances _apart_of".split()
+called = "_lay_out _choose _missed dominant _renewed _mean _blended _wins _chances _apart_of _read".split()
 assert [before[name] for name in called] == [1] * len(called), before
 pipeline = make(structs.replace(
     CONFIG,

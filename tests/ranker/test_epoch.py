@@ -45,7 +45,7 @@ def test_the_first_version_tells_and_the_lists_come_behind():
     assert epoch.index.search(QUERY, 2)[0].tolist() == [49, 48]
     epoch.wait()
     assert (epoch.builds, len(epoch.index.lists) > 1) == (1, True)
-    assert epoch.index.search(QUERY, 2, share=1.0)[0].tolist() == [49, 48]
+    assert epoch.index.search(QUERY, 2, exact=True)[0].tolist() == [49, 48]
     assert epoch.take(items, teller(-1)) == 1
     assert epoch.born_N.tolist() == list(range(50))
 
@@ -57,7 +57,7 @@ def test_new_and_replaced_items_are_told_by_whoever_comes_first():
     more = [items[0], Item("i1", {}, 7), *items[2:], *some(3, 50)]
     assert epoch.take(more, teller(100)) == 2
     assert epoch.take(more, teller(-1)) == 2
-    assert epoch.index.search(QUERY, 4, share=1.0)[0].tolist() == [52, 51, 50, 1]
+    assert epoch.index.search(QUERY, 4, exact=True)[0].tolist() == [52, 51, 50, 1]
     assert epoch.index.vectors(np.array([2])) == pytest.approx(teller()(np.array([2])).vectors_NX)
     assert epoch.born_N[1] == 7
 
@@ -70,15 +70,15 @@ def test_a_withdrawn_item_is_not_found_until_it_is_brought_back():
     epoch, items = Epoch(flat=20), some(50)
     epoch.take(without(items, 49), teller())
     epoch.wait()
-    assert epoch.index.search(QUERY, 2, share=1.0)[0].tolist() == [48, 47]
+    assert epoch.index.search(QUERY, 2, exact=True)[0].tolist() == [48, 47]
     epoch.take(gone := without(items, 48), teller())
-    assert epoch.index.search(QUERY, 2, share=1.0)[0].tolist() == [49, 47]
+    assert epoch.index.search(QUERY, 2, exact=True)[0].tolist() == [49, 47]
     after = Epoch("v2", before=epoch, flat=20)
     after.take(gone, teller())
     after.wait()
     assert (len(after.index), after.index.holds(np.array([48])).any()) == (49, False)
     after.take(items, teller())
-    assert after.index.search(QUERY, 2, share=1.0)[0].tolist() == [49, 48]
+    assert after.index.search(QUERY, 2, exact=True)[0].tolist() == [49, 48]
 
 
 def test_what_is_withdrawn_while_it_is_built_stays_out():
@@ -100,7 +100,7 @@ def test_what_is_withdrawn_while_it_is_built_stays_out():
     gate.set()
     epoch.wait()
     assert epoch.index is not first.index
-    assert epoch.index.search(QUERY, 2, share=1.0)[0].tolist() == [50, 48]
+    assert epoch.index.search(QUERY, 2, exact=True)[0].tolist() == [50, 48]
 
 
 def test_what_comes_while_it_is_built_is_not_lost():
@@ -118,11 +118,11 @@ def test_what_comes_while_it_is_built_is_not_lost():
     epoch.take(items, slow)
     assert epoch.index is first.index  # the old vectors answer meanwhile
     epoch.take([*items, *some(2, 50)], teller(9))
-    assert epoch.index.search(QUERY, 2, share=1.0)[0].tolist() == [51, 50]
+    assert epoch.index.search(QUERY, 2, exact=True)[0].tolist() == [51, 50]
     gate.set()
     epoch.wait()
-    assert epoch.index.search(QUERY, 3, share=1.0)[0].tolist() == [51, 50, 0]
-    assert first.index.search(QUERY, 1, share=1.0)[0].tolist() == [49]
+    assert epoch.index.search(QUERY, 3, exact=True)[0].tolist() == [51, 50, 0]
+    assert first.index.search(QUERY, 1, exact=True)[0].tolist() == [49]
 
 
 def test_what_ends_the_builder_is_said_and_the_index_stays():
@@ -140,7 +140,7 @@ def test_what_ends_the_builder_is_said_and_the_index_stays():
     epoch.wait()
     with pytest.raises(DataError):
         epoch.take(items, teller())
-    assert epoch.index.search(QUERY, 1, share=1.0)[0].tolist() == [49]
+    assert epoch.index.search(QUERY, 1, exact=True)[0].tolist() == [49]
 
 
 def test_recall_says_what_older_vectors_cost():

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ranker.index import Among, Index
+from ranker.index import Index
 from ranker.retrieval import Drawn, draw
 
 # ten items of category 0, better than all, then three of category 1, then two of both
@@ -50,7 +50,7 @@ def test_what_may_not_be_drawn_is_passed_over_and_named():
     found = drawn(5, [0.6, 0.4], 1.0, without=[0, 10])
     assert found.rows.tolist() == [11, 12, 1, 2, 3]
     assert found.passed.tolist() == [0]
-    odd = Among.of(np.arange(15) % 2 == 1)
+    odd = np.arange(15) % 2 == 1
     assert drawn(5, [0.6, 0.4], 1.0, among=odd).rows.tolist() == [11, 13, 1, 3, 5]
 
 
@@ -65,7 +65,7 @@ def test_what_may_not_be_drawn_is_passed_over_and_named():
 def test_never_fewer_than_asked_while_candidates_exist(count, share, first, barred, kept):
     allowed = np.zeros(15, np.bool_)
     allowed[list(kept)] = True
-    found = drawn(count, [first, 1 - first], share, without=barred, among=Among.of(allowed))
+    found = drawn(count, [first, 1 - first], share, without=barred, among=allowed)
     free = kept - barred
     assert len(found.rows) == min(count, len(free))
     assert len(set(found.rows.tolist())) == len(found.rows)
