@@ -16,7 +16,7 @@ from torch import Tensor
 from ranker.catalogue import Catalogue, Item
 from ranker.comparisons import place, said, wording
 from ranker.evidence import Answer
-from ranker.features import Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
+from ranker.features import Bag, Encoder, Flat, Kind, act_inputs, ages, lay_out, readings, unique
 from ranker.reliability import Population, answer_weights
 from ranker.slates import Example
 
@@ -25,8 +25,9 @@ from ranker.slates import Example
 class Batch:
     """The training tensors of some examples. Bags are laid out as items, users, requests, kinds of acts.
 
-    Shapes: `bag_rows` index into `touched_V`; `*_numbers` have a line for each bag of their kind; `act_*_A` and
-    `row_*_R` hold the item, kind and slate of each act and each shown row. `acted_R`: the user's acts include the item.
+    Shapes: `bag_rows` index into `touched_V`; `*_numbers` have a line for each bag of their kind; `act_*_A` hold the
+    item and kind of each act as it is read at one time, `read_M` which of them each slate reads, from `read_starts_S`
+    on; `row_*_R` hold the item and slate of each shown row. `acted_R`: the user's acts include the item.
     `times_U`: when each slate was shown, ms. `pair_one_P` and `pair_other_P` are rows; `pair_first_P` is 0 where
     the one was shown first when asked about, 1 where second, `pair_wording_P` says in which words (-1 unknown).
     """
@@ -44,8 +45,9 @@ class Batch:
     kind_numbers: Tensor
     act_item_A: Tensor
     act_kind_A: Tensor
-    act_slate_A: Tensor
     act_inputs: Tensor
+    read_M: Tensor
+    read_starts_S: Tensor
     row_item_R: Tensor
     row_slate_R: Tensor
     row_ages: Tensor
@@ -85,37 +87,37 @@ def collate(
     """
     keep = encoder.sizes.acts
     evidences = [example.evidence for example in examples]
-    acts = acts_of(evidences, keep)
-    act_counts = np.array([min(keep, len(evidence.history)) for evidence in evidences], np.int64)
     row_counts = np.array([len(example.items) for example in examples], np.int64)
     times = np.array([example.time for example in examples], np.int64)
     slates = np.arange(len(examples))
-    act_slate, row_slate = np.repeat(slates, act_counts), np.repeat(slates, row_counts)
+    acts = readings([example.user for example in examples], evidences, times.tolist(), keep)
+    read_slate, row_slate = np.repeat(slates, acts.lengths_S), np.repeat(slates, row_counts)
 
     population = population or Population.default()
     told = [said(example.evidence) for example in examples]
     asked = [(answer.preferred, answer.over) for answers in told for answer in answers]
-    shown, acted = len(row_slate), len(act_slate)
+    shown, acted = len(row_slate), len(acts.items)
     named = [*chain.from_iterable(e.items for e in examples), *acts.items, *chain.from_iterable(asked)]
     find = catalogue.rows.get
     places = np.array([find(item, -1) for item in named], np.int64)
     strangers: list[Item] = []
     if places.size and (places.min() < 0 or any(example.inline for example in examples)):
-        since = np.concatenate([times[row_slate], acts.times, np.repeat([a.time for t in told for a in t], 2)])
+        since = np.concatenate([times[row_slate], acts.times_U, np.repeat([a.time for t in told for a in t], 2)])
         strangers = _place_strangers(examples, catalogue, named, since=since, row_slate=row_slate, places=places)
-    known, index = _unique(places, len(catalogue) + len(strangers))
+    known, index = unique(places, len(catalogue) + len(strangers))
     in_catalogue = known[known < len(catalogue)]
     item_bags = _joined(encoder.items(catalogue, in_catalogue), [encoder.item(stranger) for stranger in strangers])
-    row_item, act_item, asked_A2 = index[:shown], index[shown : shown + acted], index[shown + acted :].reshape(-1, 2)
+    row_item, acted_item, asked_A2 = index[:shown], index[shown : shown + acted], index[shown + acted :].reshape(-1, 2)
 
     # in order of appearance, so that a batch does not depend on what the encoder has seen before
     kinds: dict[Kind, int] = {}
-    act_kind = np.array([kinds.setdefault(kind, len(kinds)) for kind in acts.kinds], np.int64)
+    act_kind = np.array([kinds.setdefault(kind, len(kinds)) for kind in acts.kinds], np.int64)[acts.act_A]
+    act_item = acted_item[acts.act_A]
     user_bags = lay_out([encoder.user(example.evidence.fields) for example in examples])
     request_bags = lay_out([encoder.request(example.request) for example in examples])
     bags = (item_bags, user_bags, request_bags, encoder.kinds(kinds))
     lengths = np.concatenate([bag.lengths for bag in bags])
-    touched, bag_rows = _unique(np.concatenate([bag.rows for bag in bags]), encoder.sizes.V)
+    touched, bag_rows = unique(np.concatenate([bag.rows for bag in bags]), encoder.sizes.V)
 
     born = np.array(
         [catalogue.items[row].first_seen for row in in_catalogue.tolist()] + [item.first_seen for item in strangers],
@@ -136,12 +138,15 @@ def collate(
         kind_numbers=torch.from_numpy(bags[3].numbers),
         act_item_A=torch.from_numpy(act_item),
         act_kind_A=torch.from_numpy(act_kind),
-        act_slate_A=torch.from_numpy(act_slate),
-        act_inputs=torch.from_numpy(act_inputs(acts, times[act_slate])),
+        act_inputs=torch.from_numpy(act_inputs(acts, acts.now_A)),
+        read_M=torch.from_numpy(acts.read_M),
+        read_starts_S=torch.from_numpy(np.cumsum(acts.lengths_S) - acts.lengths_S),
         row_item_R=torch.from_numpy(row_item),
         row_slate_R=torch.from_numpy(row_slate),
         row_ages=torch.from_numpy(ages(times[row_slate], born[row_item])),
-        acted_R=torch.from_numpy(_acted(act_slate, act_item, row_slate, row_item, len(item_bags.lengths))),
+        acted_R=torch.from_numpy(
+            _acted(read_slate, act_item[acts.read_M], row_slate, row_item, len(item_bags.lengths))
+        ),
         times_U=torch.from_numpy(times),
         positions_R=torch.from_numpy(np.concatenate([e.positions for e in examples]).astype(np.int64)),
         devices=torch.from_numpy(devices.reshape(len(examples), len(encoder.context))),
@@ -226,15 +231,6 @@ def _place_strangers(
             strangers.append(Item(item, {}, int(since[row])))
         places[row] = numbers[item]
     return strangers
-
-
-def _unique(values: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """np.unique with inverse for small non-negative integers, without its sort."""
-    mark = np.zeros(size, np.int64)
-    mark[values] = 1
-    found = np.flatnonzero(mark)
-    mark[found] = np.arange(len(found))
-    return found, mark[values]
 
 
 def _joined(flat: Flat, bags: Sequence[Bag]) -> Flat:

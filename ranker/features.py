@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, FieldKinds
 from ranker.events import Value
-from ranker.evidence import Act, Evidence
+from ranker.evidence import Act, Evidence, Mean
 
 #: words of a text that count; a longer text is cut
 WORDS = 256
@@ -35,6 +35,8 @@ FADES = np.array([1.0, 6.0, 24.0, 168.0], np.float32)
 AGES = 1 + len(FADES)
 #: inputs of an act besides its item and its kind: its age, and its value against the user's own mean
 ACTS = AGES + 1
+#: acts that a line keeps before those first read of it, and that a slate may add to it
+SPARE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,29 +334,194 @@ def acts_of(evidences: Sequence[Evidence], keep: int) -> Acts:
         [('dwell', 120.0), ('click', None)]
     """
     acts = [act for evidence in evidences for act in evidence.history[-keep:]]
-    values: list[float | None] = [act.value for act in acts]
-    types = [act.type for act in acts]
-    found = np.array(values, np.float64)
+    kinds, values = _kinds_of(acts)
     means = np.full(len(acts), np.nan)
-    if not np.isnan(found).all():
+    if not np.isnan(values).all():
         start = 0
         for evidence in evidences:
             stop = start + min(keep, len(evidence.history))
             if evidence.means:
                 known = {kind: mean.total / mean.count for kind, mean in evidence.means.items() if mean.count}
-                means[start:stop] = np.array(list(map(known.get, types[start:stop])), np.float64)
+                means[start:stop] = np.array([known.get(act.type) for act in acts[start:stop]], np.float64)
             start = stop
+    return Acts([act.item for act in acts], kinds, np.array([act.time for act in acts], np.int64), values, means)
+
+
+def _kinds_of(acts: Sequence[Act]) -> tuple[list[Kind], NDArray[np.float64]]:
+    values: list[float | None] = [act.value for act in acts]
     rounded = [value if value is None or value in _EXACT else _rounded(value) for value in values]
-    return Acts(
-        [act.item for act in acts],
-        list(zip(types, rounded, strict=True)),
-        np.array([act.time for act in acts], np.int64),
-        found,
-        means,
+    return list(zip([act.type for act in acts], rounded, strict=True)), np.array(values, np.float64)
+
+
+class Readings(NamedTuple):
+    """Acts of many slates: each act once for all slates that read it at the same time, beside the same means.
+
+    Attributes:
+        items, kinds, times_U: of the distinct acts U.
+        act_A: which of them each reading is of.
+        times, values, means: as in `Acts`, of each reading.
+        now_A: when it was read, ms.
+        read_M, lengths_S: which readings each slate holds, oldest act first, slate by slate, and how many.
+    """
+
+    items: list[str]
+    kinds: list[Kind]
+    times_U: NDArray[np.int64]
+    act_A: NDArray[np.int64]
+    times: NDArray[np.int64]
+    values: NDArray[np.float64]
+    means: NDArray[np.float64]
+    now_A: NDArray[np.int64]
+    read_M: NDArray[np.int64]
+    lengths_S: NDArray[np.int64]
+
+
+def readings(users: Sequence[str], evidences: Sequence[Evidence], times: Sequence[int], keep: int) -> Readings:
+    """The last `keep` acts of each slate's evidence, as of its time.
+
+    A person's slates read nearly the same history again and again: her acts are laid out in a line, and what a slate
+    reads is a stretch of it, from which one act may be left out. What is shared depends on what the histories hold
+    and not on which objects they are, so that a learner that was restarted shares the same.
+
+    Example:
+        >>> acts = tuple(Act(f"i{n}", "click", n) for n in range(4))
+        >>> whole, less = Evidence(history=acts), Evidence(history=(acts[0], *acts[2:]))
+        >>> found = readings(["u", "u"], [whole, less], [9, 9], 3)
+        >>> found.items, found.read_M.tolist(), found.lengths_S.tolist()
+        (['i0', 'i1', 'i2', 'i3'], [1, 2, 3, 0, 2, 3], [3, 3])
+    """
+    lines: list[_Line] = []
+    of_user: dict[str, _Line] = {}
+    #: line, time and means -> place in `seen`
+    groups: dict[tuple[int, int, tuple[tuple[str, Mean], ...]], int] = {}
+    seen: list[tuple[int, int, Evidence]] = []
+    found: list[tuple[int, int, int, int]] = []
+    for user, evidence, time in zip(users, evidences, times, strict=True):
+        if not evidence.history:
+            found.append((0, 0, 0, 0))
+            continue
+        line = of_user.get(user)
+        stretch = None if line is None else line.stretch(evidence.history, keep)
+        if line is None or stretch is None:
+            line = of_user[user] = _Line(len(lines), evidence.history[-keep - SPARE :])
+            lines.append(line)
+            stop = len(line.acts)
+            stretch = max(0, stop - keep), stop, stop
+        key = line.number, time, tuple(evidence.means.items())
+        group = groups.get(key)
+        if group is None:
+            group = groups[key] = len(seen)
+            seen.append((line.number, time, evidence))
+        found.append((group, *stretch))
+    return _laid_out(lines, seen, np.array(found, np.int64).reshape(-1, 4))
+
+
+class _Line:
+    """A person's acts, as far as the slates of a batch read them."""
+
+    def __init__(self, number: int, acts: tuple[Act, ...]) -> None:
+        self.number, self.acts = number, acts
+        self._place = {act: place for place, act in enumerate(acts)}
+        self._last: tuple[tuple[Act, ...], tuple[int, int, int]] = (), (0, 0, 0)
+
+    def stretch(self, history: tuple[Act, ...], keep: int) -> tuple[int, int, int] | None:
+        """Where the last `keep` acts of a history lie: begin, end, and the place left out (the end where none is).
+
+        None where they do not lie in the line and do not continue it.
+        """
+        if history is self._last[0]:
+            return self._last[1]
+        end = self._place.get(history[-1], -1) + 1
+        if not end:
+            ahead = [more for more in range(1, min(len(history), SPARE + 1)) if history[-1 - more] == self.acts[-1]]
+            if not ahead:
+                return None
+            later = history[-ahead[0] :]
+            self._place |= {act: place for place, act in enumerate(later, len(self.acts))}
+            self.acts += later
+            end = len(self.acts)
+        tail = history[-keep:]
+        begin, out = end - len(tail), end
+        if begin < 0 or self.acts[begin:end] != tail:
+            begin -= 1
+            wide, low, high = self.acts[max(begin, 0) : end], 0, len(tail)
+            while low < high:  # the first place where they differ
+                middle = (low + high + 1) // 2
+                low, high = (middle, high) if wide[low:middle] == tail[low:middle] else (low, middle - 1)
+            if begin < 0 or wide[low + 1 :] != tail[low:]:
+                return None
+            out = begin + low
+        self._last = history, (begin, end, out)
+        return self._last[1]
+
+
+def _laid_out(
+    lines: Sequence[_Line], seen: Sequence[tuple[int, int, Evidence]], found_S4: NDArray[np.int64]
+) -> Readings:
+    """Readings of the stretches of lines: group, begin, end and place left out of each slate."""
+    acts = [act for line in lines for act in line.acts]
+    group_S, begin_S, end_S, out_S = found_S4.T
+    # of each group all that any of its slates reads
+    some_S = end_S > 0
+    begin_G, end_G = np.full(len(seen), len(acts)), np.zeros(len(seen), np.int64)
+    np.minimum.at(begin_G, group_S[some_S], begin_S[some_S])
+    np.maximum.at(end_G, group_S[some_S], end_S[some_S])
+    first_L = np.cumsum([0, *(len(line.acts) for line in lines)])
+    line_G = np.array([line for line, _, _ in seen], np.int64)
+    now_G = np.array([time for _, time, _ in seen], np.int64)
+    group_A, within_A, start_G = _ranges(end_G - begin_G)
+    act_A = (first_L[line_G] + begin_G)[group_A] + within_A
+    lengths_S = end_S - begin_S - (out_S < end_S)
+    slate_M, within_M, _ = _ranges(lengths_S)
+    within_M += within_M >= (out_S - begin_S)[slate_M]
+    at_S = start_G[group_S] + begin_S - begin_G[group_S] if len(seen) else begin_S
+    # only what is read stays
+    kept_A, read_M = unique(within_M + at_S[slate_M], len(act_A))
+    kept_U, act_A = unique(act_A[kept_A], len(acts))
+    group_A, acts = group_A[kept_A], [acts[place] for place in kept_U.tolist()]
+    kinds, values_U = _kinds_of(acts)
+    times_U = np.array([act.time for act in acts], np.int64)
+    values, means = values_U[act_A], np.full(len(act_A), np.nan)
+    if not np.isnan(values).all():
+        types: dict[str, int] = {}
+        type_U = np.array([types.setdefault(kind, len(types)) for kind, _ in kinds], np.int64)
+        mean_GT = np.full((len(seen), len(types)), np.nan)
+        for group, (_, _, evidence) in enumerate(seen):
+            for kind, mean in evidence.means.items():
+                if mean.count and kind in types:
+                    mean_GT[group, types[kind]] = mean.total / mean.count
+        means = mean_GT[group_A, type_U[act_A]]
+    return Readings(
+        items=[act.item for act in acts],
+        kinds=kinds,
+        times_U=times_U,
+        act_A=act_A,
+        times=times_U[act_A],
+        values=values,
+        means=means,
+        now_A=now_G[group_A],
+        read_M=read_M,
+        lengths_S=lengths_S,
     )
 
 
-def act_inputs(acts: Acts, now_A: NDArray[np.int64] | int) -> NDArray[np.float32]:
+def unique(values: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """np.unique with inverse for small non-negative integers, without its sort."""
+    mark = np.zeros(size, np.int64)
+    mark[values] = 1
+    found = np.flatnonzero(mark)
+    mark[found] = np.arange(len(found))
+    return found, mark[values]
+
+
+def _ranges(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Ranges end to end: which one, the place within it, and where each starts."""
+    starts = np.cumsum(lengths) - lengths
+    which = np.repeat(np.arange(len(lengths)), lengths)
+    return which, np.arange(len(which)) - starts[which], starts
+
+
+def act_inputs(acts: Acts | Readings, now_A: NDArray[np.int64] | int) -> NDArray[np.float32]:
     """The dense inputs of acts: age, and value above the user's own mean (0 where there is none).
 
     Shapes: -> (A, ACTS).

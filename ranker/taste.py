@@ -85,16 +85,26 @@ class History(nn.Module):
 
     def forward(self, hidden_AH: Tensor, slate_A: Tensor, slates: int) -> tuple[Tensor, Tensor]:
         """Posterior mean and precision, (S, K) each, from the acts' hidden layer and the slate each belongs to."""
-        prior_K, mean_K = self.prior()
+        precision_AK, information_AK = self.factors(hidden_AH)
+        none_SK = precision_AK.new_zeros(slates, precision_AK.shape[1])
+        return self.posterior(
+            none_SK.index_add(0, slate_A, precision_AK), none_SK.index_add(0, slate_A, information_AK)
+        )
+
+    def factors(self, hidden_AH: Tensor) -> tuple[Tensor, Tensor]:
+        """What each act adds, its precision and its information, (A, K) each."""
         # two products rather than one that is cut: softplus is 7 times as slow on a slice of a wider array
         to_precision, to_mean = self.out.chunk(2)
         precision_bias, mean_bias = self.out_bias.chunk(2)
         precision_AK = functional.softplus(functional.linear(hidden_AH, to_precision, precision_bias))
         mean_AK = functional.linear(hidden_AH, to_mean, mean_bias)
-        none_SK = precision_AK.new_zeros(slates, len(prior_K))
-        precision_SK = none_SK.index_add(0, slate_A, precision_AK) + prior_K
-        information_SK = none_SK.index_add(0, slate_A, precision_AK * mean_AK) + prior_K * mean_K
-        return information_SK / precision_SK, precision_SK
+        return precision_AK, precision_AK * mean_AK
+
+    def posterior(self, precision_SK: Tensor, information_SK: Tensor) -> tuple[Tensor, Tensor]:
+        """Posterior mean and precision, (S, K) each, from the sums of each slate's factors."""
+        prior_K, mean_K = self.prior()
+        precision_SK = precision_SK + prior_K
+        return (information_SK + prior_K * mean_K) / precision_SK, precision_SK
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

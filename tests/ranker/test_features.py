@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from ranker.batch import collate
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, parse
-from ranker.evidence import Act, Evidence, Mean
-from ranker.features import AGES, SIZES, WORDS, Acts, Bag, Bags, Encoder, act_inputs, acts_of, ages, lay_out
+from ranker.evidence import Act, Evidence, Mean, pack, unpack
+from ranker.features import AGES, SIZES, WORDS, Acts, Bag, Bags, Encoder, act_inputs, acts_of, ages, lay_out, readings
 from ranker.join import Example
 
 HOUR = 3_600_000
@@ -169,6 +169,46 @@ def test_only_the_last_acts_count():
     ]
 
 
+ACT_LISTS = st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 2)), max_size=9)
+
+
+@given(st.lists(st.tuples(st.sampled_from("uv"), ACT_LISTS, st.integers(0, 1)), max_size=6), st.integers(1, 5))
+def test_what_slates_share_is_what_each_would_have_read_alone(slates, keep):
+    evidences = [Evidence(history=tuple(Act(item, "click", time) for item, time in acts)) for _, acts, _ in slates]
+    found = readings([user for user, _, _ in slates], evidences, [time for _, _, time in slates], keep)
+    ends = np.cumsum(found.lengths_S)
+    for (_, _, time), evidence, end, length in zip(slates, evidences, ends, found.lengths_S, strict=True):
+        own = found.read_M[end - length : end]
+        alone = acts_of([evidence], keep)
+        assert [found.items[place] for place in found.act_A[own]] == alone.items
+        assert [found.kinds[place] for place in found.act_A[own]] == alone.kinds
+        assert found.times[own].tolist() == alone.times.tolist()
+        assert (found.now_A[own] == time).all()
+    # nothing is laid out that nobody reads
+    assert np.array_equal(np.unique(found.read_M), np.arange(len(found.act_A)))
+    assert np.array_equal(np.unique(found.act_A), np.arange(len(found.items)))
+
+
+def test_a_person_s_slates_read_her_acts_once_and_the_object_does_not_matter():
+    acts = tuple(Act(f"i{n}", "rate", n, float(n % 5)) for n in range(30))
+    means = {"rate": Mean(30, 70.0)}
+    whole = Evidence(history=acts, means=means)
+    for copied in (False, True):
+        less = [Evidence(history=acts[:out] + acts[out + 1 :], means=dict(means)) for out in (0, 12, 28, 29)]
+        slates = [whole, *less]
+        if copied:
+            slates = [unpack(pack(evidence)) for evidence in slates]
+        found = readings(["u"] * 5, slates, [40] * 5, 20)
+        assert len(found.items) == len(found.act_A) == 21
+        alone = acts_of(slates, 20)
+        assert np.array_equal(found.means[found.read_M], alone.means)
+        assert np.array_equal(found.values[found.read_M], alone.values)
+    # another time, or another mean, is another reading of the same act
+    assert len(readings(["u", "u"], [whole, whole], [40, 41], 20).act_A) == 40
+    other = Evidence(history=acts, means={"rate": Mean(31, 70.0)})
+    assert len(readings(["u", "u"], [whole, other], [40, 40], 20).act_A) == 40
+
+
 @given(st.floats(allow_nan=False), st.floats(allow_nan=False), st.integers(-(2**60), 2**60))
 def test_extreme_acts_stay_finite(given_value, total, time):
     evidence = Evidence({}, (Act("i", "rate", time, given_value),), means={"rate": Mean(1, total)})
@@ -190,7 +230,7 @@ def test_each_item_of_a_batch_is_embedded_once():
     assert batch.row_slate_R.tolist() == [0, 0, 1, 1]
     assert batch.act_item_A.tolist() == [0, 2, 0]
     assert batch.act_kind_A.tolist() == [0, 1, 0]
-    assert batch.act_slate_A.tolist() == [1, 1, 1]
+    assert (batch.read_M.tolist(), batch.read_starts_S.tolist()) == ([0, 1, 2], [0, 0])
     assert batch.acted_R.tolist() == [0, 0, 0, 1]
     assert batch.positions_R.tolist() == [0, 1, 0, 1]
 

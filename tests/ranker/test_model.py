@@ -200,6 +200,28 @@ def test_an_answer_raises_what_was_preferred_and_narrows_the_taste(built):
     assert (spread_K <= np.minimum(1 / before.precision_K + 0.3 * prior_K, prior_K) + 1e-6).all()
 
 
+def test_acts_that_slates_share_count_and_learn_as_if_each_had_her_own(built):
+    settings_, model, known, _ = built
+    whole = some_evidence(12)
+    less = structs.replace(whole, history=whole.history[:4] + whole.history[5:])
+    examples = [replace(some_example(("i5", "i6")), evidence=evidence) for evidence in (whole, less, whole)]
+    apart = [replace(example, user=f"u{place}") for place, example in enumerate(examples)]
+    found = []
+    for several in (examples, apart):
+        batch = collate(several, known, Encoder(settings_))
+        model.zero_grad()
+        out = model(batch, rows := model.gather(batch))
+        (out.utility_R.square().sum() + out.precision_UK.log().sum()).backward()
+        parts = (rows.table_VD, model.act_item, model.act_kind, model.act_inputs, model.history.out)
+        found.append((len(batch.act_item_A), out.mean_UK.detach(), *(part.grad.clone() for part in parts)))
+    model.zero_grad()
+    acts = len(whole.history)
+    assert (found[0][0], found[1][0]) == (acts, 3 * acts - 1)
+    for one, other in zip(found[0][1:], found[1][1:], strict=True):
+        assert one.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
 def test_a_comparisons_variance_is_that_of_its_users_taste(built):
     settings_, model, known, inference = built
     told = structs.replace(some_evidence(6), answers=(Answer("a", "i1", "i2", NOW), Answer("b", "i3", "i2", NOW)))
