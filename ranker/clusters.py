@@ -42,7 +42,7 @@ class Lists:
 
         That is what the mean gives, and DEVIATIONS standard deviations more, as if the list were round.
         """
-        spread = DEVIATIONS * float(np.linalg.norm(query_X)) / max(len(query_X), 1) ** 0.5
+        spread = DEVIATIONS * (float(query_X @ query_X) / max(len(query_X), 1)) ** 0.5
         found: NDArray[np.float32] = self.centres_LX @ query_X + self.reach_L * np.float32(spread)
         return found
 
