@@ -4,7 +4,8 @@ Round 0 is an editor's list, one for all and popular with the majority; or, in t
 each round the ranker orders all items for whoever comes, people click what they look at (examination falls with the
 place) and like, and the ranker goes on learning from all clicks so far. The ranker is a small stand-in for the
 service's: logit = b_i + (w + w_u) . x_i with known item features x and Gaussian priors, beside
-`ranker.bias.BiasTower`; exploration is the service's own `ranker.exploration.Explorer`.
+`ranker.bias.BiasTower`; exploration is the service's own `ranker.exploration.Explorer`. With `--ranker learner` the
+loop is closed with the service's own learner and request path instead (`experiments.closed_loop`).
 
 Axes: U users, N items, K features, P places, R rows shown, S slates.
 """
@@ -23,6 +24,7 @@ from experiments import report
 from experiments.report import Result, Row
 from ranker.bias import BiasTower
 from ranker.config import Exploration
+from ranker.errors import RequestError
 from ranker.exploration import Explorer
 from ranker.metrics import gini
 from ranker.simulation import Population, Tastes, examination
@@ -116,14 +118,15 @@ class Ranker:
         )
 
 
-class Loop:
-    """One arm of one seed; all arms of a seed meet the same people in the same order.
+class Stage:
+    """People, an editor's list and what is measured: what all arms of a seed meet alike, whoever ranks.
 
     Attributes:
+        look_P: the chance that a place is looked at.
         minor_N: what the minority likes more than the majority does.
     """
 
-    def __init__(self, arm: str, seed: int, world: World) -> None:
+    def __init__(self, seed: int, world: World) -> None:
         tastes = Tastes(
             users=world.users,
             items=world.items,
@@ -131,15 +134,47 @@ class Loop:
             shares=(1 - world.minority, world.minority),
             cosine=-0.5,
             sharpness=4.0,
+            noise=0.0,
             seed=seed,
         )
-        self.arm, self.world, self.people = arm, world, Population(tastes)
-        self.look_P = examination(PLACES, decay=world.decay)
+        self.world, self.look_P = world, examination(PLACES, decay=world.decay)
+        self.people = Population(tastes, curve=self.look_P)
         likes_GN = np.stack([self.people.likes_UN[self.people.group_U == g].mean(0) for g in range(2)])
         self.minor_N = likes_GN[1] > likes_GN[0]
-        self._visits, self._eyes, self._draws = np.random.default_rng(seed + 1000).spawn(3)
         noise_N = np.random.default_rng(seed + 2000).normal(scale=0.1, size=world.items)
-        self._editor_P = np.argsort(-(likes_GN[0] + noise_N))[:PLACES]
+        self.editor_P = np.argsort(-(likes_GN[0] + noise_N))[:PLACES]
+
+    def measured(self, shown_SP: NDArray[np.int64], user_S: NDArray[np.int64]) -> dict[str, float]:
+        """Gini of exposure over items, mean true chance to like what is looked at, and what minority people see.
+
+        Exposure is by examination: a place that few look at exposes little.
+        """
+        look_P = self.look_P / self.look_P.sum()
+        exposure_N = np.zeros(self.world.items)
+        np.add.at(exposure_N, shown_SP, np.broadcast_to(look_P, shown_SP.shape))
+        likes_SP = np.take_along_axis(self.people.likes_UN[user_S], shown_SP, 1)
+        own_SP = self.minor_N[shown_SP]
+        minority_S = self.people.group_U[user_S] == 1
+        return {
+            "gini": gini(exposure_N),
+            "utility": float((likes_SP @ look_P).mean()),
+            "minority_exposure": float((own_SP[minority_S] @ look_P).mean()),
+            "minority_utility": float((likes_SP[minority_S] @ look_P).mean()),
+        }
+
+    def oracle(self) -> dict[str, float]:
+        """The same of slates that hold what each likes best, everybody once."""
+        best_UP = np.argsort(-self.people.likes_UN, axis=1)[:, :PLACES]
+        return self.measured(best_UP, np.arange(self.world.users))
+
+
+class Loop(Stage):
+    """One arm of one seed; all arms of a seed meet the same people in the same order."""
+
+    def __init__(self, arm: str, seed: int, world: World) -> None:
+        super().__init__(seed, world)
+        self.arm = arm
+        self._visits, self._eyes, self._draws = np.random.default_rng(seed + 1000).spawn(3)
         self._ranker = Ranker(self.people.item_NK, users=world.users, tower=arm != "no-tower")
         self._explorer = Explorer(Exploration(slot=SLOT, uniform=UNIFORM), self.people.item_NK.shape[1])
         self._rows: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]] = []
@@ -148,7 +183,7 @@ class Loop:
         """Serve a round to random people, and say what was shown."""
         user_S = self._visits.integers(self.world.users, size=self.world.slates)
         if first and self.world.start == "editor":
-            shown_SP = np.tile(self._editor_P, (len(user_S), 1))
+            shown_SP = np.tile(self.editor_P, (len(user_S), 1))
         elif first:
             shown_SP = np.argsort(self._visits.random((len(user_S), self.world.items)), axis=1)[:, :PLACES]
         else:
@@ -160,7 +195,7 @@ class Loop:
         looks_SP = self._eyes.random(shown_SP.shape) < self.look_P
         likes_SP = self._eyes.random(shown_SP.shape) < np.take_along_axis(self.people.likes_UN[user_S], shown_SP, 1)
         self._rows.append((user_S, shown_SP, looks_SP & likes_SP))
-        return self._measured(shown_SP, user_S)
+        return self.measured(shown_SP, user_S)
 
     def _fitted(self) -> Fit:
         user_S, shown_SP, click_SP = (np.concatenate(part) for part in zip(*self._rows, strict=True))
@@ -185,29 +220,6 @@ class Loop:
             utility_N=utility_N,
             window=PLACES,
         ).order_S
-
-    def _measured(self, shown_SP: NDArray[np.int64], user_S: NDArray[np.int64]) -> dict[str, float]:
-        """Gini of exposure over items, mean true chance to like what is looked at, and what minority people see.
-
-        Exposure is by examination: a place that few look at exposes little.
-        """
-        look_P = self.look_P / self.look_P.sum()
-        exposure_N = np.zeros(self.world.items)
-        np.add.at(exposure_N, shown_SP, np.broadcast_to(look_P, shown_SP.shape))
-        likes_SP = np.take_along_axis(self.people.likes_UN[user_S], shown_SP, 1)
-        own_SP = self.minor_N[shown_SP]
-        minority_S = self.people.group_U[user_S] == 1
-        return {
-            "gini": gini(exposure_N),
-            "utility": float((likes_SP @ look_P).mean()),
-            "minority_exposure": float((own_SP[minority_S] @ look_P).mean()),
-            "minority_utility": float((likes_SP[minority_S] @ look_P).mean()),
-        }
-
-    def oracle(self) -> dict[str, float]:
-        """The same of slates that hold what each likes best, everybody once."""
-        best_UP = np.argsort(-self.people.likes_UN, axis=1)[:, :PLACES]
-        return self._measured(best_UP, np.arange(self.world.users))
 
 
 Found = dict[tuple[str, str], list[float]]
@@ -297,11 +309,26 @@ def pictured(row: Row) -> bool:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; 0 when the experiment ran, whatever it found."""
     parser = report.arguments("feedback-loop", SUMMARY, seeds=10)
+    parser.add_argument(
+        "--ranker",
+        choices=("small", "learner"),
+        default="small",
+        help="small: a stand-in, fitted to all clicks (default); learner: the service's own learner and pipeline",
+    )
     parser.add_argument("--rounds", type=count, default=World.rounds, metavar="N")
-    parser.add_argument("--slates", type=count, default=World.slates, metavar="N", help="of a round")
+    parser.add_argument("--slates", type=count, metavar="N", help="of a round (default 1800; learner 1000)")
     options = parser.parse_args(arguments)
-    world = World(rounds=options.rounds, slates=options.slates)
-    report.publish(run(seeds=report.seeds_of(options), world=world), options, draw=pictured)
+    seeds = report.seeds_of(options)
+    if options.ranker == "learner":
+        from experiments import closed_loop
+
+        if options.plot:
+            raise RequestError("--plot", "--ranker learner", "the picture shows the small ranker; leave one out")
+        world = replace(closed_loop.WORLD, rounds=options.rounds, slates=options.slates or closed_loop.WORLD.slates)
+        report.publish(closed_loop.run(seeds=seeds, world=world), options)
+    else:
+        world = World(rounds=options.rounds, slates=options.slates or World.slates)
+        report.publish(run(seeds=seeds, world=world), options, draw=pictured)
     return 0
 
 
