@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ranker.compiled import compiled
 from ranker.config import Calibration, Divergence
-from ranker.divergence import KINDS, apart
+from ranker.divergence import KINDS, miscalibration
 from ranker.errors import RequestError
 
 Floats = NDArray[np.floating]
@@ -259,7 +259,7 @@ class _Greedy:
         if not self.wanted:
             return
         self._p_C = p_C / p_C.sum()
-        self._smoothing, self._kind = float(smoothing), KINDS[divergence]
+        self._smoothing, self._divergence, self._kind = float(smoothing), divergence, KINDS[divergence]
         share_NC = np.ascontiguousarray(interests_NC)
         self._laid = _lay_out(
             share_NC, self.order_N, self._p_C, (1 - smoothing) / self.slots, self._smoothing, self._kind
@@ -295,7 +295,8 @@ class _Greedy:
 
     def miscalibration(self, chosen_S: NDArray[np.int64]) -> float:
         """How far these are from the target."""
-        return _missed(self._laid, self._p_C, chosen_S, self._smoothing, self._kind)
+        shown_C = _shown(self._laid, len(self._p_C), chosen_S)
+        return miscalibration(np.append(self._p_C, 0.0), shown_C, self._smoothing, self._divergence)
 
 
 class _Laid(NamedTuple):
@@ -459,15 +460,12 @@ def _owes(laid: _Laid, owed_C: NDArray[np.int64], n: int) -> bool:
 
 
 @compiled
-def _missed(laid: _Laid, p_C: Array, chosen_S: NDArray[np.int64], smoothing: float, kind: int) -> float:
-    """`divergence.miscalibration` of the chosen, to which everything that is not wanted is one category."""
-    shown_C, total = np.zeros(len(p_C) + 1), 0.0
+def _shown(laid: _Laid, categories: int, chosen_S: NDArray[np.int64]) -> Array:
+    """The shares of the chosen; what is not wanted is one category more."""
+    shown_C = np.zeros(categories + 1)
     for n in chosen_S:
         shown_C[-1] += laid.rest_N[n]
-        total += laid.rest_N[n]
         for entry in range(laid.start_N[n], laid.start_N[n + 1]):
             shown_C[laid.category_E[entry]] += laid.share_E[entry]
-            total += laid.share_E[entry]
-    if total > 0:
-        shown_C /= total
-    return apart(np.append(p_C, 0.0), shown_C, smoothing, kind)
+    total = shown_C.sum()
+    return shown_C / total if total > 0 else shown_C

@@ -2,7 +2,8 @@
 
 Such a function takes arrays and plain numbers, and is compiled once for each combination of their types. What was
 compiled is kept beside the source, or in the user's cache folder, so that only the first call ever pays for it
-(`ranker.pipeline.warm`). No fast-math: the same input gives the same bits.
+(`ranker.pipeline.warm`). A compiled function calls only those of its own file, for what is kept is made anew when that
+file changes, not when another does. No fast-math: the same input gives the same bits.
 """
 
 from collections.abc import Callable

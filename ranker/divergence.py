@@ -70,7 +70,7 @@ def miscalibration(target_C: Floats, shown_C: Floats, smoothing: float = 0.01, d
 
 
 @compiled
-def apart(p_C: Array, shown_C: Array, smoothing: float, kind: int) -> float:
+def _apart(p_C: Array, shown_C: Array, smoothing: float, kind: int) -> float:
     """`divergences` of one slate, by the number of the divergence in KINDS."""
     found = 1.0 if kind == 1 else 0.0
     for p, shown in zip(p_C, shown_C):  # noqa: B905 (numba knows no strict)
@@ -95,5 +95,5 @@ def apart(p_C: Array, shown_C: Array, smoothing: float, kind: int) -> float:
 def _apart_of(p_C: Array, shown_MC: Array, smoothing: float, kind: int) -> Array:
     found_M = np.empty(len(shown_MC))
     for m in range(len(shown_MC)):
-        found_M[m] = apart(p_C, shown_MC[m], smoothing, kind)
+        found_M[m] = _apart(p_C, shown_MC[m], smoothing, kind)
     return found_M

@@ -338,7 +338,7 @@ class Pipeline:
         if set(map(type, given)) == {str} and len(set(given)) == len(given):
             # the common case, without a loop over the entries
             rows = np.fromiter(map(self.catalogue.rows.get, given, repeat(-1)), np.int64, len(given))
-            if rows.min() >= 0 and rows.max() < attached:
+            if rows.view(np.uint64).max() < attached:  # a row that is not known is -1, a large one here
                 return _Pool(list(given), rows, [], [])
         known: dict[str, int] = {}
         extra: dict[str, Item] = {}

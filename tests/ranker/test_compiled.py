@@ -22,7 +22,7 @@ def known():
 
 warm()
 before = known()
-called = "_lay_out _choose _missed dominant _renewed _mean _blended _wins _chances _apart_of _read".split()
+called = "_lay_out _choose _shown dominant _renewed _mean _blended _wins _chances _apart_of _read".split()
 assert [before[name] for name in called] == [1] * len(called), before
 pipeline = make(structs.replace(
     CONFIG,
