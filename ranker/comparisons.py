@@ -12,6 +12,7 @@ Axes: N items of a slate, T objectives.
 
 import dataclasses
 import zlib
+from functools import cache
 from itertools import chain
 
 import numpy as np
@@ -29,6 +30,9 @@ SHARES = {"preferred": 1.0, "both": 0.5, "neither": 0.5}
 MOST = 2
 #: what was chosen counts at most so many times for the place where it stood
 CLIP = 10.0
+#: two rows that stand at no known place
+UNPLACED = np.full(2, -1, np.int32)
+UNPLACED.setflags(write=False)
 
 
 def answered(event: Comparison, evidence: Evidence, objectives: int) -> Example | None:
@@ -148,13 +152,23 @@ def wording(answer: Answer) -> int:
 
 def said(evidence: Evidence) -> tuple[Answer, ...]:
     """The answers that say something: no skips, and two different items."""
+    if not evidence.answers:
+        return ()
     return tuple(one for one in evidence.answers if one.outcome in SHARES and one.preferred != one.over)
+
+
+@cache
+def _nothing(objectives: int) -> NDArray[np.float32]:
+    """Labels of two rows of which none is known, one array for all."""
+    empty_NT = np.zeros((2, objectives), np.float32)
+    empty_NT.setflags(write=False)
+    return empty_NT
 
 
 def _example(
     event: Comparison | Interaction, evidence: Evidence, items: tuple[str, str], objectives: int, pair: Compared
 ) -> Example:
-    empty_NT = np.zeros((2, objectives), np.float32)
+    empty_NT = _nothing(objectives)
     return Example(
         ranking="",
         user=event.user,
@@ -162,7 +176,7 @@ def _example(
         evidence=evidence,
         request={},
         items=items,
-        positions=np.full(2, -1, np.int32),
+        positions=UNPLACED,
         labels_NT=empty_NT,
         mask_NT=empty_NT,
         pairs=(pair,),

@@ -6,6 +6,7 @@ that the history has no place for, a sample stays (`Past`).
 """
 
 from bisect import bisect_left, bisect_right
+from functools import lru_cache
 from hashlib import blake2b
 from math import log2
 
@@ -79,7 +80,7 @@ class Past(Struct, frozen=True, array_like=True, gc=False):
 NOTHING = Past()
 
 
-class Evidence(Struct, frozen=True, array_like=True):
+class Evidence(Struct, frozen=True, array_like=True, gc=False):
     """All that is kept of one user, oldest first; `recent` holds the last event ids, for dedup."""
 
     fields: dict[str, Value] = {}
@@ -173,6 +174,7 @@ def fold(evidence: Evidence, event: Event, *, groups: frozenset[str] = frozenset
     )
 
 
+@lru_cache(2**16)
 def expiry(act: Act) -> int:
     """When an older act is let go, in ms: its time, and a lifetime that halves in chance each LIFE_MS."""
     named = blake2b(f"{act.item}\0{act.type}\0{act.time}".encode(), digest_size=4).digest()

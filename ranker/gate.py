@@ -80,6 +80,7 @@ class Sums:
         self.config, self.window = config, window
         self.slates: OrderedDict[str, Judged] = OrderedDict()
         self._binary = [place for place, objective in enumerate(config.objectives) if objective.kind == "binary"]
+        self._weight_T = np.array([objective.weight for objective in config.objectives])
 
     def __len__(self) -> int:
         return len(self.slates)
@@ -121,29 +122,30 @@ class Sums:
         chance_NT = np.asarray(probabilities_NT, np.float64)
         labels_NT, mask_NT = np.asarray(example.labels_NT, np.float64), np.asarray(example.mask_NT, np.float64)
         finite = bool(np.isfinite(chance_NT).all())
-        safe_NT = np.nan_to_num(chance_NT, nan=0.5, posinf=1.0, neginf=0.0)
+        safe_NT = chance_NT if finite else np.nan_to_num(chance_NT, nan=0.5, posinf=1.0, neginf=0.0)
         chosen = self._binary
-        mask_Nt = mask_NT[:, chosen]
-        loss_Nt = log_losses(labels_NT[:, chosen], np.clip(safe_NT[:, chosen], 0, 1)) * mask_Nt
-        score_N = np.nan_to_num(
-            utility(self.config, safe_NT) if utility_N is None else np.asarray(utility_N, np.float64)
-        )
-        worth_NT = np.ones_like(mask_NT) if example.foreseen is None else example.foreseen.worth_NT
-        known_NT = labels_NT * mask_NT
-        weighed_NT = known_NT / np.maximum(np.asarray(worth_NT, np.float64), 1 / CLIP)
-        gain_N, counted_N = (np.clip(utility(self.config, some_NT), 0, None) for some_NT in (known_NT, weighed_NT))
+        mask_Nt, labels_Nt = mask_NT[:, chosen], labels_NT[:, chosen]
+        loss_Nt = log_losses(labels_Nt, safe_NT[:, chosen]) * mask_Nt
+        score_N = safe_NT @ self._weight_T if utility_N is None else np.asarray(utility_N, np.float64)
+        if not np.isfinite(score_N).all():
+            score_N = np.nan_to_num(score_N)
+        known_NT = weighed_NT = labels_NT * mask_NT
+        if example.foreseen is not None:
+            weighed_NT = known_NT / np.maximum(np.asarray(example.foreseen.worth_NT, np.float64), 1 / CLIP)
+        earned_N = known_NT @ self._weight_T
+        gain_N, counted_N = np.maximum(earned_N, 0), np.maximum(weighed_NT @ self._weight_T, 0)
         order = ndcg(gain_N, score_N, counted_N=counted_N) if len(gain_N) > 1 else float("nan")
         return Judged(
             user=example.user,
             groups=tuple(f"{name}={value}" for name, value in sorted((groups or {}).items())),
             loss_T=tuple(loss_Nt.sum(0).tolist()),
             rows_T=tuple(mask_Nt.sum(0).astype(int).tolist()),
-            positives_T=tuple((labels_NT[:, chosen] * mask_Nt).sum(0).tolist()),
+            positives_T=tuple((labels_Nt * mask_Nt).sum(0).tolist()),
             ndcg=None if np.isnan(order) else order,
-            spread=float(np.ptp(score_N)) if len(score_N) > 1 else None,
+            spread=float(score_N.max() - score_N.min()) if len(score_N) > 1 else None,
             finite=finite,
-            gain=float(utility(self.config, known_NT).sum()),
-            acts=float(np.abs(known_NT @ np.diag([objective.weight for objective in self.config.objectives])).sum()),
+            gain=float(earned_N.sum()),
+            acts=float(np.abs(known_NT * self._weight_T).sum()),
         )
 
     def clear(self) -> None:

@@ -139,10 +139,16 @@ class Joiner:
         if isinstance(event, Interaction):
             self._advance(time, partition, out)
             self._feedback(event, time, partition, before, out)
-            if self._discover and event.ranking is None and (found := comparisons.sides(event, before)):
-                self.groups.compare(user, *found)
-            if self._pairs and event.ranking is None:
-                self._compared(comparisons.graded(event, _as_of(before, time, []), self._objectives), out)
+            if event.ranking is None:
+                known = _as_of(before, time, [])
+                pair = comparisons.graded(event, known, self._objectives) if self._pairs else None
+                if self._discover:
+                    # the same two items, where nothing lies in the future
+                    shared = self._pairs and known is before
+                    sides = pair and pair.items if shared else comparisons.sides(event, before)
+                    if sides:
+                        self.groups.compare(user, sides[0], sides[1])
+                self._compared(pair, out)
         elif isinstance(event, Comparison):
             self.catalogue.see((event.preferred, event.over), time)
             if event.outcome == "preferred" and event.retracts is None:
@@ -303,13 +309,16 @@ class Joiner:
 
     def _apply(self, slate: Slate, user: str, item: str, marks: Sequence[Mark], out: list[Example]) -> None:
         """Enter feedback into its slate; what it makes known is learned at once."""
-        if slate.user != user or item not in slate.items:
+        try:
+            row = slate.items.index(item) if slate.user == user else -1
+        except ValueError:
+            row = -1
+        if row < 0:
             self.ignored += 1
             return
-        row = slate.items.index(item)
         mask_NT = slate.mark(row, marks, self._values)
         if mask_NT is not None:
-            out.append(slate.example(mask_NT, np.array([row])))
+            out.append(slate.example(mask_NT, slice(row, row + 1)))
 
     def _direct(self, event: Interaction, time: int, before: Evidence, known: list[tuple[int, float]]) -> Example:
         labels_NT = np.zeros((1, self._objectives), np.float32)
@@ -323,7 +332,7 @@ class Joiner:
             evidence=_as_of(before, time, []),
             request=events.fields_of(event.fields),
             items=(event.item,),
-            positions=np.array([-1], np.int32),
+            positions=comparisons.UNPLACED[:1],
             labels_NT=labels_NT,
             mask_NT=mask_NT,
         )

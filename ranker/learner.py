@@ -12,6 +12,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 
 import numpy as np
 import torch
@@ -202,7 +203,7 @@ class Learner:
         noted: when their labels come, the model learns from what it would have seen when the slate was shown.
         """
         self._note(examples, catalogue)
-        taught = [e for e in examples if not (e.opening or e.closing) and e.mask_NT.any()]
+        taught = _labelled([e for e in examples if not (e.opening or e.closing)])
         pairs = [e for e in examples if e.pairs]
         closed = [e for e in examples if e.closing]
         worths = self._worths(closed)
@@ -660,6 +661,16 @@ class _Plan:
     weight_E: Tensor | None = None
     teacher_P: Tensor | None = None
     own: int | None = None
+
+
+def _labelled(examples: Sequence[Example]) -> list[Example]:
+    """Those of which some label is known."""
+    if not examples:
+        return []
+    known_R = np.concatenate([example.mask_NT for example in examples]).any(1)
+    known_R = np.append(0, np.cumsum(known_R))
+    known_E = np.diff(known_R[np.cumsum([len(example.items) for example in examples])], prepend=0) > 0
+    return [*compress(examples, known_E.tolist())]
 
 
 def _bytes(raw: bytes) -> Tensor:

@@ -6,6 +6,7 @@ Axes: N items or rows, U users (or slates), R bootstrap rounds, B bins, C catego
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,17 +40,21 @@ def ndcg(gains_N: ArrayLike, scores_N: ArrayLike, k: int = 10, *, counted_N: Arr
     if not best > 0:
         return float("nan")
     order = np.argsort(-scores, kind="stable")
-    starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)
-    if len(starts) < len(gains):
+    ordered = scores[order]
+    fresh = ordered[1:] != ordered[:-1]
+    if not fresh.all():
+        starts = np.append(0, np.flatnonzero(fresh) + 1)
         sizes = np.diff(np.append(starts, len(gains)))
         discounts = np.repeat(np.add.reduceat(discounts, starts) / sizes, sizes)
     counted = gains if counted_N is None else np.asarray(counted_N, np.float64)
     return float(counted[order] @ discounts) / best
 
 
+@lru_cache(1024)
 def _discounts(n: int, k: int) -> Floats:
     discounts = 1 / np.log2(np.arange(2, n + 2, dtype=np.float64))
     discounts[k:] = 0
+    discounts.setflags(write=False)
     return discounts
 
 

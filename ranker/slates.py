@@ -166,14 +166,14 @@ class Slate:
     def example(
         self,
         mask_NT: NDArray[np.bool_],
-        rows: NDArray[np.int64] | None = None,
+        rows: NDArray[np.int64] | slice | None = None,
         *,
         opening: bool = False,
         closing: bool = False,
     ) -> Example:
         """Some rows (all by default) with the labels that the mask says are known now."""
         take = slice(None) if rows is None else rows
-        items = self.items if rows is None else tuple(self.items[row] for row in rows)
+        items = self.items[take] if isinstance(take, slice) else tuple(self.items[row] for row in take)
         return Example(
             ranking=self.ranking,
             user=self.user,
