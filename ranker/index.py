@@ -12,6 +12,7 @@ Axes: N built lines, M lines put since, R catalogue rows, L lists, P lines of a 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -26,6 +27,8 @@ FLAT = 100_000
 FEW = 1 / 32
 #: lines whose products are made together
 BLOCK = 64
+#: rows that stand for a part
+SOME = 256
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -43,12 +46,17 @@ class Part:
         starts: L + 1 places into `built_P`.
         put_P: of lines put since, rising.
         upto: it knows so many of those that were put.
+        some: rows spread over it, to tell what it is like.
     """
 
     built_P: Places
     starts: NDArray[np.int64]
     put_P: Places
     upto: int
+    some: Rows
+
+    def __len__(self) -> int:
+        return len(self.built_P) + len(self.put_P)
 
 
 class Index:
@@ -174,26 +182,26 @@ class Index:
             np.searchsorted(places[:built], self.lists.starts),
             places[built:] - np.int32(len(self._rows_N)),
             len(self._rows_M),
+            rows[:: len(rows) // SOME + 1].astype(np.int64),
         )
 
-    def part(self, name: int, rows: NDArray[np.integer], share_R: NDArray[np.floating]) -> Part:
+    def part(self, category: int, members: Callable[[int], NDArray[np.integer]], share_R: NDArray[np.floating]) -> Part:
         """The lines of a category, made once and kept: later calls only look at what was put since.
 
         Whose category changed without having been put again may be among them, or missing.
 
         Args:
-            name: of the category.
-            rows: all that have a share in it.
+            members: gives all rows that have a share in it.
             share_R: by row, the share.
         """
-        found = self._parts.get(name)
+        found = self._parts.get(category)
         if found is None:
-            found = self._parts[name] = self.parted(rows)
+            found = self._parts[category] = self.parted(members(category))
         elif found.upto < len(self._rows_M):
             new = self._rows_M[found.upto :]
             fresh_P = found.upto + np.flatnonzero(share_R[new] > 0).astype(np.int32)
             put_P = np.concatenate([found.put_P, fresh_P])
-            found = self._parts[name] = replace(found, put_P=put_P, upto=len(self._rows_M))
+            found = self._parts[category] = replace(found, put_P=put_P, upto=len(self._rows_M))
         return found
 
     def put(self, rows: Rows, vectors_MX: NDArray[np.floating]) -> Index:

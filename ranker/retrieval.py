@@ -75,15 +75,11 @@ def draw(
         need = wanted_C[c] - float(share_N[drawn[:done]].sum())
         if need <= 0 or done >= count:
             continue
-        rows = members(c)
-        some = share_N[rows[:256][rows[:256] < size]]
+        part = index.part(c, members, share_N) if few is None else index.parted(few[few_FC[:, c] > 0])
+        some = share_N[part.some[part.some < size]]
         mean = max(float(some.sum()) / max(len(some), 1), 1e-3)
-        found, _ = index.search(
-            query_X if own is None else own.get(c, query_X),
-            min(math.ceil(need / mean * 1.5), len(rows)),
-            among=free_N,
-            part=index.part(c, rows, share_N) if few is None else index.parted(few[few_FC[:, c] > 0]),
-        )
+        asked = min(math.ceil(need / mean * 1.5), len(part))
+        found, _ = index.search(query_X if own is None else own.get(c, query_X), asked, among=free_N, part=part)
         found = found[share_N[found] > 0]  # what a part knows may be older
         reached = int(np.searchsorted(np.cumsum(share_N[found]), need - 1e-6)) + 1
         new = found[: min(reached, count - done)]

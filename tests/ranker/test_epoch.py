@@ -199,6 +199,8 @@ def test_versions_of_an_epoch_share_its_index_and_score_with_their_own_weights()
     assert 60 not in one.retrieve(taste, 61).rows  # it does not know the item yet
     one.attach(catalogue)
     assert 60 in one.retrieve(taste, 61).rows
+    # what is in a category was told when the items were taken up, not by a request
+    assert len(epoch.index.part(0, lambda _: pytest.fail("asked"), catalogue.interests_NC[:, 0])) == 16
     assert one.recall(61) == other.recall(61) == 1.0
     assert other.recall(5) < 1.0
     small = Inference(CONFIG, Model(CONFIG, torch.Generator().manual_seed(0)).state_dict())
