@@ -40,6 +40,7 @@ $(READY): pyproject.toml constraints.txt
 		&& $(PYTHON) -m pip --python .venv/bin/python $(PIP) pip; }; }
 	@echo "installing the pinned packages into .venv (some minutes the first time)"
 	@.venv/bin/python -m pip $(PIP) -c constraints.txt -e '.[dev]'
+	@.venv/bin/python -c 'from ranker.pipeline import warm; warm()'
 	@rm -f .venv/ready-* && touch $@
 
 # Tests scrape with a real Prometheus and start the service in a network of its own. Without these they skip.
