@@ -4,7 +4,8 @@ In each round one version serves whoever comes (`ranker.pipeline`: profile, cali
 people look, click, like and dismiss (`ranker.simulation.Population`), the events go through `ranker.join` into
 `ranker.learner`, which learns each label once, and what it then has is the next round's version. Nothing is known
 before the first slate but the catalogue. Arms differ in `biased`, without which an objective has no position tower, and
-in `serving.swap` and `exploration.slot`. Items may be shown again, as songs are: people would else run out of 300.
+in `serving.swap` and `exploration.slot`. Items may be shown again, as songs are; with `--unseen` what she acted on is
+not, as `/v1/recommend` does it, and more people come less often, or they would run out of 300 items.
 
 Axes: N items, P places, S slates of a round.
 """
@@ -46,6 +47,7 @@ PAIRS = (
 )
 METRICS = (*JUDGED, "minority_utility")
 WORLD = World(users=400, slates=1000)
+UNSEEN = World(users=1500, slates=1000, again=False)
 #: labelled rows of a learning step; ms between two visits
 ROWS, APART_MS = 512, 6000
 START_MS = 1_700_000_000_000
@@ -109,7 +111,7 @@ class Service(Stage):
         return [Shown(self.people.items[row]) for row in rows.tolist()]
 
     def _served(self, pipeline: Pipeline, user: str) -> list[Shown]:
-        request = Request(user=user, now=self._now, seed=self._visits, exclude_seen=False)
+        request = Request(user=user, now=self._now, seed=self._visits, exclude_seen=not self.world.again)
         slate = pipeline.rank(request, self.joiner.evidence.get(user, EMPTY))
         return [Shown(one.id, propensity=one.propensity, probabilities=list(one.expected)) for one in slate.items]
 

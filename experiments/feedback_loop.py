@@ -47,7 +47,11 @@ OWN, COMMON, PERSONAL, STEPS, RATE = 1.0, 1.0, 1.0, 100, 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """How large the loop is. Examination falls as (1 + place) ** -decay."""
+    """How large the loop is. Examination falls as (1 + place) ** -decay.
+
+    Attributes:
+        again: what she acted on may be shown to her again; the stand-in always does.
+    """
 
     users: int = 600
     items: int = 300
@@ -57,6 +61,7 @@ class World:
     decay: float = 1.5
     minority: float = 0.2
     start: Literal["editor", "fair"] = "editor"
+    again: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -317,6 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--rounds", type=count, default=World.rounds, metavar="N")
     parser.add_argument("--slates", type=count, metavar="N", help="of a round (default 1800; learner 1000)")
+    parser.add_argument("--unseen", action="store_true", help="learner: what she acted on is not shown to her again")
     options = parser.parse_args(arguments)
     seeds = report.seeds_of(options)
     if options.ranker == "learner":
@@ -324,7 +330,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if options.plot:
             raise RequestError("--plot", "--ranker learner", "the picture shows the small ranker; leave one out")
-        world = replace(closed_loop.WORLD, rounds=options.rounds, slates=options.slates or closed_loop.WORLD.slates)
+        world = closed_loop.UNSEEN if options.unseen else closed_loop.WORLD
+        world = replace(world, rounds=options.rounds, slates=options.slates or world.slates)
         report.publish(closed_loop.run(seeds=seeds, world=world), options)
     else:
         world = World(rounds=options.rounds, slates=options.slates or World.slates)

@@ -54,6 +54,20 @@ def test_own_slates_carry_propensities_and_are_explored_in_their_arm_only() -> N
         assert (min(chance or 0 for chance in chances) < 1) is explores
 
 
+def test_what_she_acted_on_is_shown_again_only_where_that_is_asked_for() -> None:
+    for again in (True, False):
+        service = Heard("tower", 1, replace(SMALL, again=again))
+        service.round(first=True)
+        seen, repeats = service.joiner.evidence, 0
+        acted = {user: {act.item for act in evidence.history} for user, evidence in seen.items()}
+        start = len(service.log)
+        service.round()
+        for event in service.log[start:]:
+            if isinstance(event, Ranking):
+                repeats += len(acted.get(event.user, set()) & {one.id for one in event.items})
+        assert (repeats > 0) is again
+
+
 def test_a_round_ends_with_another_version_and_nothing_is_left_to_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     taught = 0
     learn = Learner.learn
