@@ -19,6 +19,7 @@ from operator import is_not
 import numpy as np
 
 from ranker.catalogue import Item
+from ranker.events import WITHDRAWN
 from ranker.index import FLAT, Floats, Index, Rows
 
 #: it is built anew when this share of its lines is loose
@@ -52,7 +53,7 @@ def withdrawn(item: Item) -> bool:
         >>> withdrawn(Item("a", {"withdrawn": True})), withdrawn(Item("a"))
         (True, False)
     """
-    return item.fields.get("withdrawn") is True
+    return item.fields.get(WITHDRAWN) is True
 
 
 class Epoch:

@@ -119,6 +119,9 @@ class Forget(_Event, frozen=True, kw_only=True, tag="forget"):
     user: Identifier
 
 
+#: the field of an item event that takes the item out of what is recommended, or brings it back
+WITHDRAWN = "withdrawn"
+
 Event = Item | User | Ranking | Interaction | Comparison | Summary | Forget
 
 _decoder = msgspec.json.Decoder(Event)
@@ -183,7 +186,7 @@ def split_batch(body: bytes) -> list[bytes]:
 
 
 def admit(event: Event, *, now_ms: int | None = None, tenant: str | None = None) -> Event:
-    """Refuse what is well formed but may not enter this log: the far future and foreign tenants.
+    """Refuse what is well formed but may not enter this log: the far future, foreign tenants, items half withdrawn.
 
     Raises:
         EventError: with the reason.
@@ -193,6 +196,10 @@ def admit(event: Event, *, now_ms: int | None = None, tenant: str | None = None)
         raise EventError("timestamp", event.timestamp, f"it is over {FUTURE_MS // 1000} s ahead of the clock")
     if event.tenant is not None and tenant is not None and event.tenant != tenant:
         raise EventError("tenant", event.tenant, f"this log belongs to {tenant!r}")
+    if isinstance(event, Item):
+        for field in event.fields:
+            if field.name == WITHDRAWN and not isinstance(field.value, bool):
+                raise EventError(WITHDRAWN, field.value, "send true to stop recommending the item, false to go on")
     return event
 
 

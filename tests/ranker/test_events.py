@@ -169,3 +169,14 @@ def test_interactions_decode_at_200000_a_second():
             events.decode(raw)
         rates.append(20_000 / (time.perf_counter() - start))
     assert max(rates) > 200_000
+
+
+@pytest.mark.parametrize("value", ["yes", 1.0, "true"])
+def test_an_item_is_withdrawn_by_true_or_false_alone(value):
+    def item(said):
+        return events.Item(id="e", timestamp=0, item="a", fields=[events.Field("withdrawn", said)])
+
+    for said in (True, False):
+        assert events.admit(item(said), now_ms=0)
+    with pytest.raises(EventError, match=r"withdrawn.*send true to stop"):
+        events.admit(item(value), now_ms=0)
