@@ -39,8 +39,7 @@ def run(part: str, path: Path | None, *, child: bool = False, data: str = "", vi
     if child:
         die_with_parent()
     stop = Flag()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stopped_by_signals(stop)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for wordy in ("kafka", "faiss"):
         logging.getLogger(wordy).setLevel(logging.WARNING)
@@ -55,6 +54,28 @@ def run(part: str, path: Path | None, *, child: bool = False, data: str = "", vi
         _audience(settings, stop, data, visits)
     else:
         _PARTS[part](settings, stop)
+
+
+def stopped_by_signals(stop: Flag) -> None:
+    """Let SIGTERM and Ctrl-C set the flag.
+
+    Through a pipe, for a handler runs in the middle of whatever this thread does, and where that is `stop.wait`, or the
+    handler of a signal before, `stop.set` would wait for ever for the lock that is held underneath it.
+    """
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+
+    def set_it() -> None:
+        os.read(ours, 1)
+        stop.set()
+
+    def tell(*_: object) -> None:
+        with contextlib.suppress(BlockingIOError):  # told often enough
+            os.write(theirs, b".")
+
+    threading.Thread(target=set_it, name="signals", daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, tell)
 
 
 #: parts that give way to those that people wait for
