@@ -39,7 +39,7 @@ from ranker.evidence import Act, Evidence
 from ranker.index import Index
 from ranker.inference import Inference
 from ranker.model import Model
-from ranker.pipeline import Pipeline, Request
+from ranker.pipeline import Pipeline, Request, warm
 from ranker.retrieval import draw
 
 COUNT, K, INTERESTS, STYLES = 500, 16, 30, 40
@@ -298,6 +298,7 @@ def swapping(items: int, config: Config) -> list[dict[str, Any]]:
     later = step("next version of the epoch", lambda: Inference(config, weights(2), epoch=first.epoch, **kept))
     evidence = Evidence(history=tuple(Act(f"i{rng.integers(items)}", "click", NOW + n) for n in range(SEEN)))
     pipeline = Pipeline(config, later, catalogue, "v2")
+    warm()
     wall: list[float] = []
     cpu: list[float] = []
     inside: list[dict[str, float]] = []
