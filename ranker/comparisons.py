@@ -10,7 +10,6 @@ The rules of derivation:
 Axes: N items of a slate, T objectives.
 """
 
-import dataclasses
 import zlib
 from functools import cache
 from itertools import chain
@@ -101,18 +100,20 @@ def chosen(
     rows = sorted({row for one, other, _ in pairs for row in (one, other)})
     items = tuple(example.items[row] for row in rows)
     empty_NT = np.zeros((len(rows), example.labels_NT.shape[1]), np.float32)
-    return dataclasses.replace(
-        example,
+    return Example(
+        ranking=example.ranking,
+        user=example.user,
+        time=example.time,
+        evidence=example.evidence,
+        request=example.request,
         items=items,
         # where they stood is in the weight; a tower has no further say in what was preferred
         positions=np.full(len(rows), -1, np.int32),
         labels_NT=empty_NT,
         mask_NT=empty_NT,
-        served_NT=None,
-        score_N=None,
-        foreseen=None,
+        version=example.version,
+        arm=example.arm,
         inline={name: example.inline[name] for name in items if name in example.inline},
-        closing=False,
         pairs=tuple(Compared(rows.index(one), rows.index(other), 1.0, weight=w) for one, other, w in pairs),
     )
 

@@ -213,9 +213,11 @@ class Joiner:
             self.ignored += 1
             return
         catalogue = self.catalogue
-        catalogue.see((shown.id for shown in event.items), time)
+        names = [shown.id for shown in event.items]
+        catalogue.see(names, time)
         # the catalogue's own strings, so that a million impressions do not hold a million copies of an id
-        items = tuple(catalogue.items[catalogue.rows[shown.id]].id for shown in event.items)
+        rows, known = catalogue.rows, catalogue.items
+        items = tuple([known[rows[name]].id for name in names])
         held = self._held.pop(event.id, [])
         evidence = self.evidence.get(event.user, EMPTY)
         if evidence is not EMPTY:

@@ -539,16 +539,26 @@ class Learner:
         """What the counters said when each row was shown, or say now where that was not noted."""
         keys_R2 = keys_of(batch)[batch.row_item_R]
         counts_RF: Tensor = self.model.counters(keys_R2, batch.times_U[batch.row_slate_R])
-        found, start = counts_RF.numpy(), 0
+        start, rows, places = 0, list[int](), list[int]()
+        noted: dict[str, int] = {}  # where the counts of each slate that was noted begin, end to end
+        parts: list[NDArray[np.float32]] = []
+        total = 0
         for example in taught:
             end = start + len(example.items)
             note = self._notes.get(example.ranking)
             if note is not None:
+                first = noted.setdefault(example.ranking, total)
+                if first == total:
+                    parts.append(note.counts_NF)
+                    total += len(note.items)
+                rows += range(start, end)
                 if len(note.items) == len(example.items):
-                    found[start:end] = note.counts_NF
+                    places += range(first, first + len(note.items))
                 else:
-                    found[start:end] = note.counts_NF[[note.items.index(item) for item in example.items]]
+                    places += [first + note.items.index(item) for item in example.items]
             start = end
+        if rows:
+            counts_RF.numpy()[rows] = np.concatenate(parts)[places]
         return counts_RF
 
     def _count(self, out: Output, batch: Batch, rows: int) -> None:

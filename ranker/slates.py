@@ -173,7 +173,8 @@ class Slate:
     ) -> Example:
         """Some rows (all by default) with the labels that the mask says are known now."""
         take = slice(None) if rows is None else rows
-        items = self.items[take] if isinstance(take, slice) else tuple(self.items[row] for row in take)
+        items = self.items[take] if isinstance(take, slice) else tuple([self.items[row] for row in take])
+        known = self.foreseen
         return Example(
             ranking=self.ranking,
             user=self.user,
@@ -187,7 +188,7 @@ class Slate:
             mask_NT=mask_NT[take].astype(np.float32),
             served_NT=None if self.served_NT is None else self.served_NT[take],
             score_N=None if self.score_N is None else self.score_N[take],
-            foreseen=None if self.foreseen is None else Foreseen(*(part[take] for part in self.foreseen)),
+            foreseen=None if known is None else Foreseen(known[0][take], known[1][take], known[2][take]),
             version=self.version,
             arm=self.arm,
             inline={name: self.inline[name] for name in items if name in self.inline} if self.inline else {},
