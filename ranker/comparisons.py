@@ -29,9 +29,8 @@ SHARES = {"preferred": 1.0, "both": 0.5, "neither": 0.5}
 MOST = 2
 #: what was chosen counts at most so many times for the place where it stood
 CLIP = 10.0
-#: two rows that stand at no known place
-UNPLACED = np.full(2, -1, np.int32)
-UNPLACED.setflags(write=False)
+#: two rows that stand at no known place; cannot be written to
+UNPLACED = np.broadcast_to(np.int32(-1), 2)
 
 
 def answered(event: Comparison, evidence: Evidence, objectives: int) -> Example | None:
