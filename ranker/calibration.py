@@ -27,6 +27,8 @@ Array = NDArray[np.float64]
 
 #: lambda is solved for to within one step of this many
 STEPS = 64
+#: gains that are worked out once for all candidates
+LEVELS = 16
 
 
 class Wish(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -310,6 +312,8 @@ class _Laid(NamedTuple):
         share_E: how much of the candidate it is.
         gain_E: how much of the smoothed shares of a slate it makes.
         term_E: what it adds to the objective in an empty slate.
+        level_E: which of `level_L` its gain is, -1 where there are too many: items hold halves and thirds, so what a
+            category adds is worked out once for each of a few gains.
         first_C, entry_E: entry_E[first_C[c] : first_C[c + 1]] are the category's.
         held_C: how many candidates hold it.
         linear_N: what a candidate adds that is linear in its shares.
@@ -322,6 +326,8 @@ class _Laid(NamedTuple):
     share_E: Array
     gain_E: Array
     term_E: Array
+    level_E: NDArray[np.int64]
+    level_L: Array
     first_C: NDArray[np.int64]
     entry_E: NDArray[np.int64]
     held_C: NDArray[np.int64]
@@ -349,6 +355,7 @@ def _lay_out(
     most = items * categories
     row_E, category_E = np.empty(most, np.int64), np.empty(most, np.int64)
     share_E, gain_E, term_E = np.empty(most), np.empty(most), np.empty(most)
+    level_E, level_L, levels = np.empty(most, np.int64), np.empty(LEVELS), 0
     begun_C = np.zeros(categories)
     for c in range(categories):
         if p_C[c] > 0:
@@ -365,6 +372,13 @@ def _lay_out(
                 if p_C[c] > 0:
                     row_E[entry], category_E[entry], share_E[entry], gain_E[entry] = n, c, share, scale * share
                     term_E[entry] = _gain(smoothing * p_C[c] + gain_E[entry], p_C[c], kind) - begun_C[c]
+                    level = 0
+                    while level < levels and level_L[level] != gain_E[entry]:
+                        level += 1
+                    if level == levels < LEVELS:
+                        level_L[level] = gain_E[entry]
+                        levels += 1
+                    level_E[entry] = level if level < levels else -1
                     held_C[c] += 1
                     entry += 1
                 else:
@@ -383,6 +397,8 @@ def _lay_out(
         share_E[:entry],
         gain_E[:entry],
         term_E[:entry],
+        level_E[:entry],
+        level_L[:levels],
         first_C,
         entry_E,
         held_C,
@@ -407,7 +423,7 @@ def _choose(
     items = len(scaled_N)
     term_E, held_C, owed_C = laid.term_E.copy(), smoothing * p_C, owed_C.copy()
     value_N, chosen_S, free_N = np.empty(items), np.empty(slots, np.int64), np.ones(items, np.bool_)
-    due = owed_C.sum()
+    added_L, due = np.empty(len(laid.level_L)), owed_C.sum()
     for n in range(items):
         value_N[n] = _value(laid, term_E, scaled_N, n, strength)
     for slot in range(slots):
@@ -428,10 +444,14 @@ def _choose(
                 owed_C[c] -= 1
                 due -= 1
             now = _gain(held_C[c], p_C[c], kind)
+            for level in range(len(added_L)):
+                added_L[level] = _gain(held_C[c] + laid.level_L[level], p_C[c], kind) - now
             for place in range(laid.first_C[c], laid.first_C[c + 1]):
                 other = laid.entry_E[place]
                 if free_N[laid.row_E[other]]:
-                    term_E[other] = _gain(held_C[c] + laid.gain_E[other], p_C[c], kind) - now
+                    level = laid.level_E[other]
+                    own = added_L[level] if level >= 0 else _gain(held_C[c] + laid.gain_E[other], p_C[c], kind) - now
+                    term_E[other] = own
         for entry in range(laid.start_N[pick], laid.start_N[pick + 1]):
             c = laid.category_E[entry]
             for place in range(laid.first_C[c], laid.first_C[c + 1]):
