@@ -1,6 +1,12 @@
+import importlib
+import pkgutil
 import subprocess
 import sys
 import textwrap
+
+from numba.core.dispatcher import Dispatcher
+
+import ranker
 
 SCRIPT = """
 import numpy as np
@@ -48,3 +54,19 @@ assert after == before, (before, after)
 def test_after_the_warm_up_no_request_compiles_anything() -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(SCRIPT)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_compiled_functions_call_only_those_of_their_own_file() -> None:
+    # what numba keeps of a caller is made anew when the caller's file changes, not when the callee's does
+    found = [
+        part
+        for module in pkgutil.iter_modules(ranker.__path__, "ranker.")
+        for part in vars(importlib.import_module(module.name)).values()
+        if isinstance(part, Dispatcher)
+    ]
+    assert len(found) > 20
+    for part in found:
+        for name in part.py_func.__code__.co_names:
+            other = part.py_func.__globals__.get(name)
+            if isinstance(other, Dispatcher):
+                assert other.py_func.__module__ == part.py_func.__module__, (part, name)
