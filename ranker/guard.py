@@ -235,16 +235,8 @@ def _renewed(
         for row in range(items):
             if shown_N[row] or not math.isfinite(utility_N[row]) or not _is(open_N, row, True):
                 continue
-            if waiting == lack and not utility_N[row] > utility_N[waiting_K[-1]]:
-                continue
-            if not _new(interests_NC, row, familiar_C):
-                continue
-            waiting = min(waiting + 1, lack)
-            place = waiting - 1
-            while place > 0 and utility_N[row] > utility_N[waiting_K[place - 1]]:
-                waiting_K[place] = waiting_K[place - 1]
-                place -= 1
-            waiting_K[place] = row
+            if _new(interests_NC, row, familiar_C):
+                waiting = _placed(utility_N, waiting_K, waiting, row)
     places_K, count = np.empty(waiting, np.int64), 0
     for row in waiting_K[:waiting]:
         even, nearest = (count + 1) * window / (lack + 1), -1
@@ -341,17 +333,24 @@ def _best(value_R: Array, count: int) -> NDArray[np.bool_]:
     """Which are the `count` largest; of equals the first."""
     best_F, held = np.empty(count, np.int64), 0
     for r in range(len(value_R)):
-        if held == count and not value_R[r] > value_R[best_F[-1]]:
-            continue
-        held = min(held + 1, count)
-        place = held - 1
-        while place > 0 and value_R[r] > value_R[best_F[place - 1]]:
-            best_F[place] = best_F[place - 1]
-            place -= 1
-        best_F[place] = r
+        held = _placed(value_R, best_F, held, r)
     found_R = np.zeros(len(value_R), np.bool_)
     found_R[best_F] = True
     return found_R
+
+
+@compiled
+def _placed(value_N: Array, best_K: Rows, held: int, row: int) -> int:
+    """Put the row among the best K, best first and of equals the first, if it is one; returns how many there are."""
+    if held == len(best_K) and not value_N[row] > value_N[best_K[-1]]:
+        return held
+    held = min(held + 1, len(best_K))
+    place = held - 1
+    while place > 0 and value_N[row] > value_N[best_K[place - 1]]:
+        best_K[place] = best_K[place - 1]
+        place -= 1
+    best_K[place] = row
+    return held
 
 
 @compiled
