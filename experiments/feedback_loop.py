@@ -325,6 +325,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--unseen", action="store_true", help="learner: what she acted on is not shown to her again")
     options = parser.parse_args(arguments)
     seeds = report.seeds_of(options)
+    if options.unseen and options.ranker != "learner":
+        raise RequestError(
+            "--unseen", f"--ranker {options.ranker}", "only the learner's loop has it; add --ranker learner"
+        )
     if options.ranker == "learner":
         from experiments import closed_loop
 

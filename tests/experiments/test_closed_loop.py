@@ -112,3 +112,8 @@ def test_a_seed_is_repeated_exactly_and_every_arm_is_measured_by_round() -> None
 def test_the_picture_is_the_small_ranker_s() -> None:
     with pytest.raises(RequestError, match="leave one out"):
         feedback_loop.main(["--ranker", "learner", "--plot"])
+
+
+def test_what_only_the_learner_s_loop_has_is_not_passed_over_without_it() -> None:
+    with pytest.raises(RequestError, match="add --ranker learner"):
+        feedback_loop.main(["--unseen"])
