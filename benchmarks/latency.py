@@ -27,8 +27,9 @@ from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, FieldKinds, Guard
 from ranker.events import Value
 from ranker.evidence import Act, Answer, Evidence
-from ranker.features import AGES, SIZES
+from ranker.features import SIZES
 from ranker.inference import Inference
+from ranker.inputs import AGES
 from ranker.model import Model
 from ranker.pipeline import Pipeline, Request, Slate
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from ranker.catalogue import Catalogue, Item
 from ranker.comparisons import place, said, wording
 from ranker.evidence import Answer
-from ranker.features import Bag, Encoder, Flat, Kind, act_inputs, ages, lay_out, readings, unique
+from ranker.features import Bag, Encoder, Flat, Kind, act_inputs, lay_out, readings, unique
+from ranker.inputs import ages
 from ranker.reliability import Population, answer_weights
 from ranker.slates import Example
 

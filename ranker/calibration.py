@@ -148,17 +148,18 @@ def rerank(
     Shapes: utility_N (N,), interests_NC (N, C), target_C (C,); returns (min(slots, N),) row numbers.
     Source: Steck (2018), eq. 6; differences: scaling of s, the fixed denominator (his eq. 9 in effect), the order.
     """
-    greedy = _Greedy(
-        utility_N,
-        interests_NC,
-        target_C,
-        slots=slots,
-        smoothing=smoothing,
-        divergence=divergence,
-        pinned=pinned,
-        floor=floor,
+    return _reranked(
+        np.asarray(utility_N, np.float64),
+        np.ascontiguousarray(interests_NC),
+        np.asarray(target_C, np.float64),
+        np.asarray(pinned, np.int64),
+        slots,
+        float(strength),
+        float(smoothing),
+        KINDS[divergence],
+        floor,
+        float(order),
     )
-    return ordered(greedy.order_N, greedy.choose(strength), len(pinned), order)
 
 
 def to_target(
@@ -181,132 +182,54 @@ def to_target(
 
     Units: target as `divergences` gives it, in nats for "kl".
     """
-    greedy = _Greedy(
-        utility_N,
-        interests_NC,
-        target_C,
-        slots=slots,
-        smoothing=smoothing,
-        divergence=divergence,
-        pinned=pinned,
-        floor=floor,
+    pinned_P, kind = np.asarray(pinned, np.int64), KINDS[divergence]
+    laid = _lay_out(
+        np.asarray(utility_N, np.float64),
+        np.ascontiguousarray(interests_NC),
+        np.asarray(target_C, np.float64),
+        pinned_P,
+        slots,
+        float(smoothing),
+        kind,
+        floor,
     )
+    if not laid.wanted:
+        return ordered(laid, _choose(laid, laid.pins_P, 0.0), float(order)), 0.0
 
-    def found(step: int, known: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], bool]:
-        chosen = greedy.choose(step / STEPS, known)
-        return chosen, greedy.miscalibration(chosen) <= target
+    def found(step: int, known: NDArray[np.int64]) -> tuple[NDArray[np.int64], bool]:
+        chosen = _choose(laid, known, step / STEPS)
+        return chosen, miscalibration(p_C, _shown(laid, chosen), smoothing, divergence) <= target
 
-    low, high = 0, STEPS
-    if not greedy.wanted:
-        return ordered(greedy.order_N, greedy.choose(low), len(pinned), order), 0.0
-    chosen, reached = found(low)
+    p_C, low, high = np.append(laid.p_C, 0.0), 0, STEPS
+    chosen, reached = found(low, laid.pins_P)
     if not reached:
-        below, (chosen, reached) = chosen, found(high)
+        below, (chosen, reached) = chosen, found(high, laid.pins_P)
         while reached and high - low > 1:
             middle = (low + high) // 2
             # a value is linear in lambda: what is best at both ends is best between them
-            tried, reaches = found(middle, below[: int((below == chosen).argmin())])
+            same = below[: int((below == chosen).argmin())]
+            tried, reaches = found(middle, same if len(same) else laid.pins_P)
             if reaches:
                 chosen, high = tried, middle
             else:
                 below, low = tried, middle
         low = high
-    return ordered(greedy.order_N, chosen, len(pinned), order), low / STEPS
-
-
-def ordered(order_N: NDArray[np.int64], chosen_S: NDArray[np.int64], pins: int, blend: float) -> NDArray[np.int64]:
-    """The chosen candidates in the order to show them: by (1 - blend) x place by utility + blend x place in greedy.
-
-    Args:
-        order_N: all candidates by falling utility.
-        chosen_S: places in that order, as greedy picked them; the first `pins` stay where they are.
-    """
-    free_S = chosen_S[pins:]
-    if blend <= 0:
-        free_S = np.sort(free_S)
-    elif blend < 1:
-        key_S = np.empty(len(free_S))
-        key_S[np.argsort(free_S)] = (1 - blend) * np.arange(len(free_S))
-        key_S += blend * np.arange(len(free_S))
-        free_S = free_S[np.lexsort((free_S, key_S))]
-    shown_N: NDArray[np.int64] = order_N[np.concatenate([chosen_S[:pins], free_S]) if pins else free_S]
-    return shown_N
-
-
-class _Greedy:
-    """Candidates laid out once, to be chosen from at any lambda."""
-
-    def __init__(
-        self,
-        utility_N: Floats,
-        interests_NC: Floats,
-        target_C: Floats,
-        *,
-        slots: int,
-        smoothing: float,
-        divergence: Divergence,
-        pinned: Sequence[int],
-        floor: bool,
-    ) -> None:
-        self.order_N = np.argsort(-utility_N, kind="stable")
-        items = len(self.order_N)
-        self.slots = min(slots, items)
-        self.pins = np.zeros(0, np.int64)
-        if len(pinned):
-            place_N = np.empty_like(self.order_N)
-            place_N[self.order_N] = np.arange(items)
-            self.pins = place_N[np.asarray(pinned, np.int64)]
-        p_C = np.asarray(target_C, np.float64)
-        self.wanted = bool(p_C.any()) and self.slots > 0
-        if not self.wanted:
-            return
-        self._p_C = p_C / p_C.sum()
-        self._smoothing, self._divergence, self._kind = float(smoothing), divergence, KINDS[divergence]
-        share_NC = np.ascontiguousarray(interests_NC)
-        self._laid = _lay_out(
-            share_NC, self.order_N, self._p_C, (1 - smoothing) / self.slots, self._smoothing, self._kind
-        )
-        sorted_N = np.asarray(utility_N, np.float64)[self.order_N]
-        span = sorted_N[0] - sorted_N[-1]
-        self._scaled_N = (sorted_N - sorted_N[-1]) / (span * self.slots) if span > 0 else np.zeros(items)
-        self._owed_C = np.zeros(len(p_C), np.int64)
-        if floor:
-            self._owed_C = np.minimum(np.floor(self.slots * self._p_C + 1e-9).astype(np.int64), self._laid.held_C)
-
-    def choose(self, strength: float, known: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-        """Places in the order of utility, as they were picked, the pinned ones first.
-
-        Args:
-            known: the first picks, where they are known.
-        """
-        if strength <= 0 or not self.wanted:
-            rest = np.delete(np.arange(len(self.order_N)), self.pins) if len(self.pins) else np.arange(self.slots)
-            return np.concatenate([self.pins, rest])[: self.slots]
-        first = self.pins if known is None or not len(known) else known
-        return _choose(
-            self._laid,
-            self._scaled_N,
-            self._p_C,
-            self._owed_C,
-            first,
-            self.slots,
-            float(strength),
-            self._smoothing,
-            self._kind,
-        )
-
-    def miscalibration(self, chosen_S: NDArray[np.int64]) -> float:
-        """How far these are from the target."""
-        shown_C = _shown(self._laid, len(self._p_C), chosen_S)
-        return miscalibration(np.append(self._p_C, 0.0), shown_C, self._smoothing, self._divergence)
+    return ordered(laid, chosen, float(order)), low / STEPS
 
 
 class _Laid(NamedTuple):
-    """Which candidate holds which wanted category, by candidate (in the order of utility) and by category.
+    """Candidates laid out once, to be chosen from at any lambda, in the order of utility.
 
-    An entry is one category of one candidate.
+    It says which candidate holds which wanted category, by candidate and by category; an entry is one category of one
+    candidate.
 
     Attributes:
+        order_N: the rows by falling utility; the other axes N go by it.
+        scaled_N: utility, min-max, divided by the slots.
+        pins_P: the pinned candidates.
+        p_C: the target as shares.
+        owed_C: places that an interest's floor asks for.
+        wanted: whether there is a target.
         start_N: the candidate's first entry, and after the last candidate the number of entries.
         row_E, category_E: of each entry.
         share_E: how much of the candidate it is.
@@ -315,11 +238,19 @@ class _Laid(NamedTuple):
         level_E: which of `level_L` its gain is, -1 where there are too many: items hold halves and thirds, so what a
             category adds is worked out once for each of a few gains.
         first_C, entry_E: entry_E[first_C[c] : first_C[c + 1]] are the category's.
-        held_C: how many candidates hold it.
         linear_N: what a candidate adds that is linear in its shares.
         rest_N: its shares of what is not wanted.
     """
 
+    order_N: NDArray[np.int64]
+    scaled_N: Array
+    pins_P: NDArray[np.int64]
+    p_C: Array
+    owed_C: NDArray[np.int64]
+    wanted: bool
+    slots: int
+    smoothing: float
+    kind: int
     start_N: NDArray[np.int64]
     row_E: NDArray[np.int64]
     category_E: NDArray[np.int64]
@@ -330,9 +261,53 @@ class _Laid(NamedTuple):
     level_L: Array
     first_C: NDArray[np.int64]
     entry_E: NDArray[np.int64]
-    held_C: NDArray[np.int64]
     linear_N: Array
     rest_N: Array
+
+
+@compiled
+def falling(utility_N: Floats) -> NDArray[np.int64]:
+    """Rows by falling utility, of equals the first; those that are not finite are left out.
+
+    Example:
+        >>> falling(np.array([0.5, np.nan, 0.9])).tolist()
+        [2, 0]
+    """
+    finite_M = np.flatnonzero(np.isfinite(utility_N))
+    return finite_M[np.argsort(-utility_N[finite_M], kind="mergesort")]
+
+
+@compiled
+def _reranked(
+    utility_N: Array,
+    share_NC: Floats,
+    target_C: Array,
+    pinned_P: NDArray[np.int64],
+    slots: int,
+    strength: float,
+    smoothing: float,
+    kind: int,
+    floor: bool,
+    order: float,
+) -> NDArray[np.int64]:
+    laid = _lay_out(utility_N, share_NC, target_C, pinned_P, slots, smoothing, kind, floor)
+    return ordered(laid, _choose(laid, laid.pins_P, strength), order)
+
+
+@compiled
+def ordered(laid: _Laid, chosen_S: NDArray[np.int64], blend: float) -> NDArray[np.int64]:
+    """The rows of the chosen as they are shown: by (1 - blend) x place by utility + blend x place in greedy.
+
+    Args:
+        chosen_S: places in the order of utility, as greedy picked them; the pinned ones come first and stay there.
+    """
+    pins = len(laid.pins_P)
+    free_F = chosen_S[pins:]
+    best_F = np.argsort(free_F)
+    key_F = (1 - blend) * np.arange(len(free_F)) + blend * best_F
+    shown_S = chosen_S.copy()
+    shown_S[pins:] = free_F[best_F[np.argsort(key_F, kind="mergesort")]]
+    return laid.order_N[shown_S]
 
 
 @compiled
@@ -347,9 +322,24 @@ def _gain(q: float, p: float, kind: int) -> float:
 
 @compiled
 def _lay_out(
-    share_NC: Floats, order_N: NDArray[np.int64], p_C: Array, scale: float, smoothing: float, kind: int
+    utility_N: Array,
+    share_NC: Floats,
+    target_C: Array,
+    pinned_P: NDArray[np.int64],
+    slots: int,
+    smoothing: float,
+    kind: int,
+    floor: bool,
 ) -> _Laid:
-    items, categories = len(order_N), len(p_C)
+    order_N, items, total = np.argsort(-utility_N, kind="mergesort"), len(utility_N), target_C.sum()
+    slots, wanted = min(slots, items), total > 0 and min(slots, items) > 0
+    place_N, scaled_N = np.empty(items, np.int64), np.zeros(items)
+    place_N[order_N] = np.arange(items)
+    span = utility_N[order_N[0]] - utility_N[order_N[-1]] if wanted else 0.0
+    if span > 0:
+        scaled_N[:] = (utility_N[order_N] - utility_N[order_N[-1]]) / (span * slots)
+    p_C = target_C / total if wanted else target_C.copy()
+    categories, scale = len(p_C), (1 - smoothing) / max(slots, 1)
     start_N, held_C = np.zeros(items + 1, np.int64), np.zeros(categories, np.int64)
     linear_N, rest_N = np.zeros(items), np.zeros(items)
     most = items * categories
@@ -390,7 +380,19 @@ def _lay_out(
     for e in range(entry):
         entry_E[next_C[category_E[e]]] = e
         next_C[category_E[e]] += 1
+    owed_C = np.zeros(categories, np.int64)
+    if floor and wanted:
+        owed_C[:] = np.minimum(np.floor(slots * p_C + 1e-9), held_C)
     return _Laid(
+        order_N,
+        scaled_N,
+        place_N[pinned_P],
+        p_C,
+        owed_C,
+        wanted,
+        slots,
+        smoothing,
+        kind,
         start_N,
         row_E[:entry],
         category_E[:entry],
@@ -401,31 +403,32 @@ def _lay_out(
         level_L[:levels],
         first_C,
         entry_E,
-        held_C,
         linear_N,
         rest_N,
     )
 
 
 @compiled
-def _choose(
-    laid: _Laid,
-    scaled_N: Array,
-    p_C: Array,
-    owed_C: NDArray[np.int64],
-    first_F: NDArray[np.int64],
-    slots: int,
-    strength: float,
-    smoothing: float,
-    kind: int,
-) -> NDArray[np.int64]:
-    """Greedy picks: after each, only what holds a category of the pick is worth something else."""
-    items = len(scaled_N)
-    term_E, held_C, owed_C = laid.term_E.copy(), smoothing * p_C, owed_C.copy()
-    value_N, chosen_S, free_N = np.empty(items), np.empty(slots, np.int64), np.ones(items, np.bool_)
+def _choose(laid: _Laid, first_F: NDArray[np.int64], strength: float) -> NDArray[np.int64]:
+    """Greedy picks, as places in the order of utility: after each, only what holds a category of the pick is worth
+    something else.
+
+    Args:
+        first_F: the first picks: what is pinned, or more where more is known.
+    """
+    items, slots, p_C, kind = len(laid.order_N), laid.slots, laid.p_C, laid.kind
+    chosen_S, free_N = np.empty(slots, np.int64), np.ones(items, np.bool_)
+    if strength <= 0 or not laid.wanted:
+        taken = min(len(first_F), slots)
+        chosen_S[:taken] = first_F[:taken]
+        free_N[first_F] = False
+        chosen_S[taken:] = np.flatnonzero(free_N)[: slots - taken]
+        return chosen_S
+    term_E, held_C, owed_C = laid.term_E.copy(), laid.smoothing * p_C, laid.owed_C.copy()
+    value_N = np.empty(items)
     added_L, due = np.empty(len(laid.level_L)), owed_C.sum()
     for n in range(items):
-        value_N[n] = _value(laid, term_E, scaled_N, n, strength)
+        value_N[n] = _value(laid, term_E, n, strength)
     for slot in range(slots):
         pick = -1
         if slot < len(first_F):
@@ -457,16 +460,16 @@ def _choose(
             for place in range(laid.first_C[c], laid.first_C[c + 1]):
                 n = laid.row_E[laid.entry_E[place]]
                 if free_N[n]:
-                    value_N[n] = _value(laid, term_E, scaled_N, n, strength)
+                    value_N[n] = _value(laid, term_E, n, strength)
     return chosen_S
 
 
 @compiled
-def _value(laid: _Laid, term_E: Array, scaled_N: Array, n: int, strength: float) -> float:
+def _value(laid: _Laid, term_E: Array, n: int, strength: float) -> float:
     gain = laid.linear_N[n]
     for entry in range(laid.start_N[n], laid.start_N[n + 1]):
         gain += term_E[entry]
-    value: float = (1 - strength) * scaled_N[n] + strength * gain
+    value: float = (1 - strength) * laid.scaled_N[n] + strength * gain
     return value
 
 
@@ -480,9 +483,9 @@ def _owes(laid: _Laid, owed_C: NDArray[np.int64], n: int) -> bool:
 
 
 @compiled
-def _shown(laid: _Laid, categories: int, chosen_S: NDArray[np.int64]) -> Array:
+def _shown(laid: _Laid, chosen_S: NDArray[np.int64]) -> Array:
     """The shares of the chosen; what is not wanted is one category more."""
-    shown_C = np.zeros(categories + 1)
+    shown_C = np.zeros(len(laid.p_C) + 1)
     for n in chosen_S:
         shown_C[-1] += laid.rest_N[n]
         for entry in range(laid.start_N[n], laid.start_N[n + 1]):

@@ -12,7 +12,6 @@ and the smaller count is believed, as in a count-min sketch.
 Axes: V rows, L half-lives, T objectives, R rows of a batch, F inputs = 2 L T.
 """
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,14 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ranker.compiled import compiled
+from ranker.inputs import PRIOR
 
 #: seconds: what is hot now, and what the last hours say
 HALF_LIVES = (1800.0, 4 * 3600.0)
 #: inputs per objective: a lift and an amount for each half-life
 COUNTS = 2 * len(HALF_LIVES)
-#: impressions at the population's rate that every item starts with
-PRIOR = 5.0
 #: an outcome this often is assumed before anything was seen
 BASE = 0.05
 #: half-lives after which the landmark moves, well inside the range of float32
@@ -39,30 +36,12 @@ class Fading(NamedTuple):
     """How the counts of one module are read at one time; the rest of it is per item.
 
     Attributes:
-        fade_F1: what is left of an impression.
-        lift_F1: the same of an outcome, over the population's rate.
+        fade_F: what is left of an impression.
+        lift_F: the same of an outcome, over the population's rate.
     """
 
-    fade_F1: NDArray[np.float32]
-    lift_F1: NDArray[np.float32]
-
-    def read(self, found_NF: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What `Counters.read` gives for counts that were found, without torch's cost per call."""
-        return _read(found_NF, self.fade_F1.ravel(), self.lift_F1.ravel())
-
-
-@compiled
-def _read(
-    found_NF: NDArray[np.float32], fade_F: NDArray[np.float32], lift_F: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    inputs_NF, width = np.empty(found_NF.shape, np.float32), len(fade_F)
-    one, four, prior = np.float32(1), np.float32(4), np.float32(PRIOR)
-    for n in range(len(found_NF)):
-        for f in range(width):
-            shown, worked = found_NF[n, f] * fade_F[f], found_NF[n, width + f] * lift_F[f]
-            inputs_NF[n, f] = math.log((worked + prior) / (shown + prior))
-            inputs_NF[n, width + f] = math.log(one + shown) / four
-    return inputs_NF
+    fade_F: NDArray[np.float32]
+    lift_F: NDArray[np.float32]
 
 
 class Counters(nn.Module):
@@ -123,8 +102,8 @@ class Counters(nn.Module):
         """What reads these counts as of one time, ms, as they are now."""
         lives_L, landmark_L = self.half_lives_L.numpy(), self.landmark_L.numpy()
         fade_L = np.exp2(np.maximum((landmark_L - max(now, int(self.latest))) / lives_L, -2 * SPAN)).astype(np.float32)
-        fade_F = np.repeat(fade_L, self.objectives)[:, None]
-        all_shown, all_worked = np.split(self.totals_F.numpy()[:, None], 2)
+        fade_F = np.repeat(fade_L, self.objectives)
+        all_shown, all_worked = np.split(self.totals_F.numpy(), 2)
         lift_F = fade_F * (all_shown * fade_F + 1) / (all_worked * fade_F + BASE)
         return Fading(fade_F, lift_F.astype(np.float32))
 

@@ -69,6 +69,56 @@ def miscalibration(target_C: Floats, shown_C: Floats, smoothing: float = 0.01, d
     return float(divergences(target_C, np.asarray(shown_C)[None], smoothing, divergence)[0])
 
 
+def slate_divergences(
+    target_C: Floats,
+    interests_NC: Floats,
+    before_S: NDArray[np.int64],
+    shown_S: NDArray[np.int64],
+    *,
+    smoothing: float = 0.01,
+    divergence: Divergence = "kl",
+) -> tuple[float, float, float]:
+    """`divergences` of a slate as it was, as it is shown, and as it is looked at: each place weighed by `attention`.
+
+    Args:
+        before_S, shown_S: rows of `interests_NC`, as many.
+    """
+    return _slate(
+        np.asarray(target_C, np.float64),
+        np.ascontiguousarray(interests_NC),
+        before_S,
+        shown_S,
+        attention(len(shown_S)),
+        smoothing,
+        KINDS[divergence],
+    )
+
+
+@compiled
+def _slate(
+    p_C: Array,
+    interests_NC: Floats,
+    before_S: NDArray[np.int64],
+    shown_S: NDArray[np.int64],
+    worth_S: Array,
+    smoothing: float,
+    kind: int,
+) -> tuple[float, float, float]:
+    shown_3C = np.zeros((3, len(p_C)))
+    for place in range(len(shown_S)):
+        for c in range(len(p_C)):
+            share = interests_NC[shown_S[place], c]
+            shown_3C[0, c] += interests_NC[before_S[place], c]
+            shown_3C[1, c] += share
+            shown_3C[2, c] += worth_S[place] * share
+    for m in range(3):
+        total = shown_3C[m].sum()
+        if total > 0:
+            shown_3C[m] /= total
+    before, shown, seen = _apart_of(p_C, shown_3C, smoothing, kind)
+    return before, shown, seen
+
+
 @compiled
 def _apart(p_C: Array, shown_C: Array, smoothing: float, kind: int) -> float:
     """`divergences` of one slate, by the number of the divergence in KINDS."""

@@ -219,7 +219,8 @@ class Explorer:
     def __init__(self, config: Exploration, dimensions: int) -> None:
         self.config = config
         half_BDK = np.random.default_rng(0).standard_normal((BANK, (config.draws + 1) // 2, dimensions), np.float32)
-        self._bank_BDK = np.concatenate([half_BDK, -half_BDK], 1)[:, : config.draws]
+        bank_BDK = np.concatenate([half_BDK, -half_BDK], 1)[:, : config.draws]
+        self._bank_BKD = np.ascontiguousarray(bank_BDK.transpose(0, 2, 1))
 
     def explore(
         self,
@@ -249,31 +250,57 @@ class Explorer:
         window = min(window, len(order_S))
         if self.config.slot <= 0 or window <= 0:
             return explore(order_S, swap, seed)
-        enters_N = np.isfinite(utility_N) if allowed_N is None else allowed_N & np.isfinite(utility_N)
-        enters_N[order_S] = False
-        beyond = np.flatnonzero(enters_N)
+        everything_N = np.zeros(0, np.bool_) if allowed_N is None else allowed_N
+        beyond = _beyond(order_S, utility_N, everything_N)
         rows_M = np.concatenate([order_S, beyond])
-        utility_M, reward_M = utility_N[rows_M], reward_N[rows_M]
-        moved_DK = self._moved(user, taste) * np.float32(_slope(utility_M, reward_M))
-        utility_DM = moved_DK @ phi_NK[rows_M].T
-        utility_DM += utility_M
+        utility_DM = _drawn(rows_M, utility_N, reward_N, phi_NK, self._moved(user, taste))
         odds = odds_of(utility_DM, window, self.config.uniform)
         return explore(order_S, swap, seed, share=self.config.slot, odds=odds, beyond=beyond)
 
     def _moved(self, user: str, taste: Taste) -> NDArray[np.float32]:
-        """Draws from the posterior, less its mean, (D, K)."""
-        variates_DK: NDArray[np.float32] = self._bank_BDK[zlib.crc32(user.encode()) % BANK]
+        """Draws from the posterior, less its mean, (K, D)."""
+        variates_KD: NDArray[np.float32] = self._bank_BKD[zlib.crc32(user.encode()) % BANK]
         precision = taste.precision_K
         if precision.ndim == 1:
-            return np.asarray(variates_DK / np.sqrt(precision), np.float32)
+            return np.asarray(variates_KD / np.sqrt(precision)[:, None], np.float32)
         # precision = L L', so L'^-1 x has the covariance precision^-1; LAPACK itself, for numpy's checks take longer
         lower_KK, _ = spotrf(precision, lower=1)
-        moved_KD, _ = strtrs(lower_KK, variates_DK.T, lower=1, trans=1)
-        return np.asarray(moved_KD.T, np.float32)
+        moved_KD, _ = strtrs(lower_KK, variates_KD, lower=1, trans=1)
+        return np.ascontiguousarray(moved_KD, np.float32)
 
 
-def _slope(utility_M: Floats, reward_M: Floats) -> float:
-    """By how much utility rises with the base reward among these candidates, at least 0."""
-    apart_M = reward_M - np.add.reduce(reward_M) / len(reward_M)
-    spread = float(apart_M @ apart_M)
-    return max(float(apart_M @ utility_M) / spread, 0.0) if spread > 1e-12 else 0.0
+@compiled
+def _beyond(order_S: NDArray[np.int64], utility_N: Floats, allowed_N: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The rows that may enter from beyond the slate; an empty mask allows all."""
+    enters_N = np.isfinite(utility_N)
+    if len(allowed_N):
+        enters_N &= allowed_N
+    enters_N[order_S] = False
+    return np.flatnonzero(enters_N)
+
+
+@compiled
+def _drawn(
+    rows_M: NDArray[np.int64], utility_N: Floats, reward_N: Floats, phi_NK: Floats, moved_KD: Floats
+) -> NDArray[np.float32]:
+    """Utilities in each posterior draw, (D, M): moved by the draw's reward times how much utility rises with reward
+    among these candidates, at least 0.
+    """
+    (dimensions, draws), rows = moved_KD.shape, len(rows_M)
+    mean, spread, both = 0.0, 0.0, 0.0
+    for row in rows_M:
+        mean += reward_N[row] / rows
+    for row in rows_M:
+        apart = reward_N[row] - mean
+        spread += apart * apart
+        both += apart * utility_N[row]
+    slope = max(both / spread, 0.0) if spread > 1e-12 else 0.0
+    found_DM, reward_D = np.empty((draws, rows), np.float32), np.empty(draws, np.float32)
+    for m in range(rows):
+        reward_D[:] = 0
+        for k in range(dimensions):
+            for d in range(draws):
+                reward_D[d] += phi_NK[rows_M[m], k] * moved_KD[k, d]
+        for d in range(draws):
+            found_DM[d, m] = utility_N[rows_M[m]] + slope * reward_D[d]
+    return found_DM

@@ -23,16 +23,13 @@ from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, FieldKinds
 from ranker.events import Value
 from ranker.evidence import Act, Evidence, Mean
+from ranker.inputs import AGES, ages
 
 #: words of a text that count; a longer text is cut
 WORDS = 256
 #: names kept in memory before the cache of row numbers starts anew
 CACHED = 1_000_000
-HOUR_MS = 3_600_000.0
 _EXACT = frozenset(range(-99, 100))
-#: hours over which the freshness of an item or an act fades, one input each, besides log hours
-FADES = np.array([1.0, 6.0, 24.0, 168.0], np.float32)
-AGES = 1 + len(FADES)
 #: inputs of an act besides its item and its kind: its age, and its value against the user's own mean
 ACTS = AGES + 1
 #: acts that a line keeps before those first read of it, and that a slate may add to it
@@ -297,18 +294,6 @@ def _number(value: Value) -> float | None:
 
 def _scaled(number: float) -> float:
     return math.copysign(min(math.log1p(abs(number)) / 4, 10.0), number)
-
-
-def ages(now: NDArray[np.int64] | int, then: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Age inputs: log hours, and how much of it is left after fading over FADES hours.
-
-    Shapes: (n,) and (n,) -> (n, AGES). Units: ms. What lies in the future is new.
-    """
-    hours = (np.maximum(now - then, 0) / HOUR_MS).astype(np.float32)
-    found = np.empty((AGES, len(hours)), np.float32)
-    found[0] = np.log(1 + hours) / 8
-    np.exp(np.multiply.outer(-1 / FADES, hours), out=found[1:])
-    return found.T
 
 
 class Acts(NamedTuple):

@@ -147,10 +147,9 @@ def protect(
     done, needed_S = list[Intervention](), np.zeros(window, np.bool_)
     asked = int(policy.novelty * window + 1e-9)
     if asked and target_C.any():
-        interests_NC, familiar_C = np.ascontiguousarray(candidates.interests_NC), dominant(target_C, policy.dominant)
-        entitled_C = np.where(familiar_C, 0.0, np.floor(window * target_C + 1e-9))
+        interests_NC, wanted_C = np.ascontiguousarray(candidates.interests_NC), np.asarray(target_C, np.float64)
         order_S, rows_2K = _renewed(
-            order_S, worth_N, interests_NC, familiar_C, entitled_C, fixed_N, open_N, needed_S, asked
+            order_S, worth_N, interests_NC, wanted_C, float(policy.dominant), fixed_N, open_N, needed_S, asked
         )
         if len(rows_2K[0]):
             done.append(_novelty(asked, rows_2K, candidates.ids))
@@ -207,8 +206,8 @@ def _renewed(
     order_S: Rows,
     utility_N: Array,
     interests_NC: Floats,
-    familiar_C: NDArray[np.bool_],
-    entitled_C: Array,
+    target_C: Array,
+    share: float,
     fixed_N: NDArray[np.bool_],
     open_N: NDArray[np.bool_],
     needed_S: NDArray[np.bool_],
@@ -220,6 +219,8 @@ def _renewed(
         needed_S: is told the places that novelty needs.
     """
     window, (items, categories) = len(needed_S), interests_NC.shape
+    familiar_C = dominant(target_C, share)
+    entitled_C = np.where(familiar_C, 0.0, np.floor(window * target_C + 1e-9))
     new_S, held_C, shown_N, lack = np.zeros(window, np.bool_), np.zeros(categories), np.zeros(items, np.bool_), asked
     for place in range(window):
         row = order_S[place]

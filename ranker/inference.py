@@ -27,8 +27,9 @@ from ranker.epoch import Epoch, Told, withdrawn
 from ranker.errors import RegistryError
 from ranker.events import Value
 from ranker.evidence import Act, Answer, Evidence
-from ranker.features import AGES, Acts, Bag, Encoder, Flat, Kind, act_inputs, acts_of, ages, lay_out
+from ranker.features import Acts, Bag, Encoder, Flat, Kind, act_inputs, acts_of, lay_out
 from ranker.index import FLAT, Index
+from ranker.inputs import gathered, laid_out, within
 from ranker.interests import population
 from ranker.mmoe import CUT, folding, mixed
 from ranker.model import Model, answers_of, beside_answers, parts
@@ -55,6 +56,11 @@ COUNTED_MS = 1000
 KINDS = 4096
 #: slates, by their places and devices, whose tower is kept per version
 SLATES = 256
+
+
+Floats = NDArray[np.float32]
+#: the item side of some items: their part of the first layer, [phi, b, wide term, counts], their part of an act
+Sided = tuple[Floats, Floats, Floats]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -88,9 +94,9 @@ class _Side:
     """
 
     seen: list[Item]
-    first_NS: Tensor
-    tail_NX: Tensor
-    act_NH: Tensor
+    first_NS: Floats
+    tail_NX: Floats
+    act_NH: Floats
     born_N: NDArray[np.int64]
     whole: bool
     index: Index
@@ -158,10 +164,9 @@ class Inference:
             part.T.contiguous() for part in w["first"].split_with_sizes(parts(sizes.K, sizes.D, objectives), 1)
         )
         self._to_first, self._to_zphi_r = torch.cat([to_item, to_phi, to_r]), (to_zphi + to_r).numpy()
-        self._to_user = torch.cat([to_z, to_user, to_request]).numpy()
-        self._first_bias = w["first_bias"].numpy()
+        self._to_taste, self._to_fields = to_z.numpy(), {"user": to_user.numpy(), "request": to_request.numpy()}
         # the request's product, K + F + 1 lines: z * phi and r, row, and 1 for the user side
-        self._request_XS = torch.cat([torch.zeros(sizes.K, sizes.S), to_row, torch.zeros(1, sizes.S)]).numpy()
+        self._request_XS = torch.cat([torch.zeros(sizes.K, sizes.S), to_row, w["first_bias"][None]]).numpy()
         # beside it, the direct term and, where phi meets the taste, the utility: K + F + 1 lines too
         self._beside_XT = np.zeros((len(self._request_XS), objectives + 1), np.float32)
         self._beside_XT[sizes.K : -1, :objectives] = w["direct_TF"].T
@@ -169,6 +174,7 @@ class Inference:
         counted = {name.removeprefix("counters."): w[name] for name in w if name.startswith("counters.")}
         self._counters.load_state_dict(counted, assign=True)
         self._kept_fading: tuple[int, Fading] | None = None
+        self._bare: dict[str, NDArray[np.float32]] = {}
         width = sizes.E * sizes.H
         self._experts, self._gates = w["experts.weight"].tensor_split([width])
         self._experts_bias, self._gates_bias = w["experts.bias"].tensor_split([width])
@@ -219,12 +225,12 @@ class Inference:
             size = max(64, len(born_N))
             while size < len(items):
                 size *= 2
-            first_NS, tail_NX, act_NH = (_grown(tensor, size) for tensor in (first_NS, tail_NX, act_NH))
+            first_NS, tail_NX, act_NH = (_grown(part, size) for part in (first_NS, tail_NX, act_NH))
             born_N = np.concatenate([born_N, np.zeros(size - len(born_N), np.int64)])
         for few in np.array_split(rows, max(1, len(rows) // CHUNK)):
             first_NS[few], tail_NX[few], act_NH[few] = self._embed(self.encoder.items(catalogue, few))
             born_N[few] = [items[row].first_seen for row in few.tolist()]
-        base_NX = tail_NX[: len(items), : self.sizes.K + 1].numpy()
+        base_NX = tail_NX[: len(items), : self.sizes.K + 1]
         typical_K1 = base_NX.mean(0) if len(items) else np.zeros(self.sizes.K + 1, np.float32)
         if self.vocabulary is None or self.vocabulary.catalogue is not catalogue:
             shared = self._shared if self._shared is not None and self._shared.catalogue is catalogue else None
@@ -264,8 +270,8 @@ class Inference:
             shown_N = np.empty(len(rows), np.float32)
             for start in range(0, len(rows), CHUNK):
                 few = slice(start, start + CHUNK)
-                tail_NX = self._tail(self.encoder.items(catalogue, rows[few]))
-                base_NX[few], shown_N[few] = tail_NX[:, : self.sizes.K + 1].numpy(), self._shown(tail_NX)
+                tail_NX = self._tail(self.encoder.items(catalogue, rows[few])).numpy()
+                base_NX[few], shown_N[few] = tail_NX[:, : self.sizes.K + 1], self._shown(tail_NX)
             return Told(base_NX, shown_N)
 
         self.tell = tell
@@ -328,7 +334,9 @@ class Inference:
         if written:
             before = Factor(taste.precision_K, _information(taste))
             taste = fuse(before, [words_factor(words, side.tags, self.summariser, side.space, before)])
-        return replace(taste, acted=acted, sources={**sources, "answers": len(answers), "words": written})
+        rows_A = np.sort(self._find(list(acted)))
+        sources = {**sources, "answers": len(answers), "words": written}
+        return replace(taste, acted=acted, acted_A=rows_A[np.searchsorted(rows_A, 0) :], sources=sources)
 
     def masked(self, evidence: Evidence) -> Evidence:
         """The evidence without the acts behind struck phrases; the same object where nothing is struck."""
@@ -385,7 +393,7 @@ class Inference:
 
     def base(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Base rewards phi (N, K) and population intercepts b (N,) of attached catalogue rows."""
-        tail_NX = self._rows(self._side, rows)[1].numpy()
+        tail_NX = self._rows(self._side, rows)[1]
         return tail_NX[:, : self.sizes.K], tail_NX[:, self.sizes.K]
 
     @property
@@ -410,7 +418,8 @@ class Inference:
         Source: VPL's reward scaling (SPO: the mean probability of beating random items), with the mean item in place
         of random ones.
         """
-        found: NDArray[np.float32] = expit(utility_N - (self._side.typical_K1 @ np.append(taste.mean_K, np.float32(1))))
+        typical_K1 = self._side.typical_K1
+        found: NDArray[np.float32] = expit(utility_N - (typical_K1[:-1] @ taste.mean_K + typical_K1[-1]))
         return found
 
     def score(
@@ -429,25 +438,20 @@ class Inference:
             IndexError: a row that no attached catalogue holds.
         """
         side, rows = self._side, np.asarray(rows, np.int64)
-        if len(rows) and rows.view(np.uint64).max() >= len(side.seen):  # a negative one is a large one here
-            raise IndexError(f"rows reach from {rows.min()} to {rows.max()}, {len(side.seen)} items are attached")
         K, objectives = self.sizes.K, len(self.config.objectives)
-        born_N = side.born_N[rows]
+        if not within(rows, len(side.seen)):
+            raise IndexError(f"rows reach from {rows.min()} to {rows.max()}, {len(side.seen)} items are attached")
         if side.whole:
-            first_NS, tail_NX = side.first_NS.numpy().take(rows, 0), side.tail_NX.numpy().take(rows, 0)
+            first_NS, tail_NX, born_N = gathered(side.first_NS, side.tail_NX, side.born_N, rows)
         else:
-            first_NS, tail_NX = (part.numpy() for part in self._rows(side, rows)[:2])
+            (first_NS, tail_NX, _), born_N = self._rows(side, rows), side.born_N[rows]
         if extra:
             first, tail, _ = self._embed(lay_out([self.encoder.item(item) for item in extra]))
             first_NS, tail_NX = np.concatenate([first_NS, first]), np.concatenate([tail_NX, tail])
             born_N = np.concatenate([born_N, np.array([item.first_seen for item in extra], np.int64)])
-        wide_end = K + 1 + objectives
-        x_NX = np.empty((len(born_N), len(self._request_XS)), np.float32)
-        x_NX[:, :K] = tail_NX[:, :K]
-        x_NX[:, K : K + AGES] = ages(now, born_N)
-        x_NX[:, K + AGES] = self._acted(taste, rows, extra)
-        x_NX[:, K + AGES + 1 : -1] = self._fading(now - now % COUNTED_MS).read(tail_NX[:, wide_end:])
-        x_NX[:, -1] = 1
+        acted_M, wide_end = np.array([item.id in taste.acted for item in extra], np.bool_), K + 1 + objectives
+        fading = self._fading(now - now % COUNTED_MS)
+        x_NX = laid_out(tail_NX, born_N, rows, taste.acted_A, acted_M, now, *fading, K, wide_end)
         request_XS, beside_XT = self._user_side(taste, user, request)
         shared_NS = x_NX @ request_XS
         shared_NS += first_NS
@@ -540,11 +544,11 @@ class Inference:
 
     def _empty(self, *, whole: bool) -> _Side:
         sizes, objectives = self.sizes, len(self.config.objectives)
-        first_NS = torch.zeros(0, sizes.S)
-        tail_NX = torch.zeros(0, sizes.K + 1 + objectives + self._counters.inputs)
+        first_NS = np.zeros((0, sizes.S), np.float32)
+        tail_NX = np.zeros((0, sizes.K + 1 + objectives + self._counters.inputs), np.float32)
         nothing = np.zeros((0, sizes.K + 1), np.float32)
         act_NH, born_N, typical_K1 = (
-            torch.zeros(0, sizes.encoder),
+            np.zeros((0, sizes.encoder), np.float32),
             np.zeros(0, np.int64),
             np.zeros(sizes.K + 1, np.float32),
         )
@@ -563,11 +567,11 @@ class Inference:
             population_C=np.zeros(0),
         )
 
-    def _shown(self, tail_NX: Tensor) -> NDArray[np.float32]:
+    def _shown(self, tail_NX: Floats) -> NDArray[np.float32]:
         # the counts' first half are impressions, the second outcomes; the longest half-life is last
         objectives = len(self.config.objectives)
         end = self.sizes.K + 1 + objectives + self._counters.inputs // 2
-        found: NDArray[np.float32] = tail_NX[:, end - objectives : end].numpy().max(1, initial=0)
+        found: NDArray[np.float32] = tail_NX[:, end - objectives : end].max(1, initial=0)
         return found
 
     def _fading(self, now: int) -> Fading:
@@ -581,18 +585,9 @@ class Inference:
         self, taste: Taste, user: Mapping[str, Value], request: Mapping[str, Value]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What the candidates' inputs are multiplied with: for the first layer, and beside the experts."""
-        K = self.sizes.K
         mean_K = np.asarray(taste.mean_K, np.float32)
-        known = (
-            mean_K,
-            self._vector("user", self.encoder.user(user)),
-            self._vector("request", self.encoder.request(request)),
-        )
-        request_XS, beside_XT = self._request_XS.copy(), self._beside_XT.copy()
-        np.multiply(mean_K[:, None], self._to_zphi_r, out=request_XS[:K])
-        request_XS[-1] = np.concatenate(known) @ self._to_user + self._first_bias
-        beside_XT[:K, -1] = mean_K
-        return request_XS, beside_XT
+        said_S = self._fields("user", user) + self._fields("request", request)
+        return _folded(mean_K, said_S, self._to_taste, self._to_zphi_r, self._request_XS, self._beside_XT)
 
     def _answered(self, before: Factor, answers: Sequence[Answer]) -> Factor:
         """What answers add to everything else that is known."""
@@ -600,14 +595,14 @@ class Inference:
         rows = self._find(names)
         known, side = rows >= 0, self._side
         base_NX = np.empty((len(names), K + 1), np.float32)
-        base_NX[known] = self._rows(side, rows[known])[1][:, : K + 1].numpy()
+        base_NX[known] = self._rows(side, rows[known])[1][:, : K + 1]
         if not known.all():
-            base_NX[~known] = self._strangers(names, known)[1][:, : K + 1].numpy()
+            base_NX[~known] = self._strangers(names, known)[1][:, : K + 1]
         difference_AX = base_NX[::2] - base_NX[1::2]
         return answers_of(answers, difference_AX[:, :K], difference_AX[:, K], before, self.population)
 
     @torch.inference_mode()
-    def _strangers(self, names: Sequence[str], known: NDArray[np.bool_]) -> tuple[Tensor, Tensor, Tensor]:
+    def _strangers(self, names: Sequence[str], known: NDArray[np.bool_]) -> Sided:
         """The item side of those that are not attached, by their id alone."""
         bags = [self.encoder.item(Item(name)) for name, there in zip(names, known.tolist(), strict=True) if not there]
         return self._embed(lay_out(bags))
@@ -619,42 +614,33 @@ class Inference:
         attached, rows = self.attached, self._catalogue.find(names)
         return np.where(rows < attached, rows, -1)
 
-    def _acted(self, taste: Taste, rows: NDArray[np.int64], extra: Sequence[Item]) -> NDArray[np.bool_]:
-        """Which candidates the user acted on before."""
-        mark = np.zeros(self.attached + 1, np.bool_)
-        mark[self._find(list(taste.acted))] = True
-        mark[-1] = False
-        acted_N: NDArray[np.bool_] = mark[rows]
-        return np.append(acted_N, [item.id in taste.acted for item in extra]) if extra else acted_N
-
     def _acted_on(self, names: Sequence[str]) -> NDArray[np.float32]:
         """The item part of the acts' hidden layer, a fresh array; unknown items are embedded on the spot."""
         rows = self._find(names)
         side, known = self._side, rows >= 0
         hidden_AH = np.empty((len(names), self.sizes.encoder), np.float32)
-        hidden_AH[known] = side.act_NH.numpy()[rows[known]] if side.whole else self._rows(side, rows[known])[2].numpy()
+        hidden_AH[known] = side.act_NH[rows[known]] if side.whole else self._rows(side, rows[known])[2]
         if not known.all():
-            hidden_AH[~known] = self._strangers(names, known)[2].numpy()
+            hidden_AH[~known] = self._strangers(names, known)[2]
         return hidden_AH
 
     @torch.inference_mode()
-    def _rows(self, side: _Side, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+    def _rows(self, side: _Side, rows: NDArray[np.int64]) -> Sided:
         """The item side of attached rows, as `_Side` keeps it: first layer, tail, act."""
         if side.whole:
-            places_N = torch.from_numpy(rows)
-            return tuple(kept.index_select(0, places_N) for kept in (side.first_NS, side.tail_NX, side.act_NH))  # type: ignore[return-value]
+            return side.first_NS[rows], side.tail_NX[rows], side.act_NH[rows]
         assert self._catalogue is not None
         if len(rows) == 0:
             return side.first_NS, side.tail_NX, side.act_NH
         return self._embed(self.encoder.items(self._catalogue, rows))
 
     @torch.inference_mode()
-    def _embed(self, bags: Flat) -> tuple[Tensor, Tensor, Tensor]:
+    def _embed(self, bags: Flat) -> Sided:
         """The item side of bags, as `_Side` keeps it."""
         item_ND = self._features(bags)
         tail_NX = self._tail(bags, item_ND)
         first_NS = self._first(item_ND, tail_NX[:, : self.sizes.K + 1])
-        return first_NS, tail_NX, item_ND @ self._act_item.T
+        return first_NS.numpy(), tail_NX.numpy(), (item_ND @ self._act_item.T).numpy()
 
     def _features(self, bags: Flat) -> Tensor:
         item_ND = functional.embedding_bag(
@@ -705,6 +691,16 @@ class Inference:
             chances[:, place] = self._offset_T[place] + self._scale_T[place] * logits_NT[:, place]
         return chances
 
+    def _fields(self, side: str, fields: Mapping[str, Value]) -> NDArray[np.float32]:
+        """What the user's or the request's fields add to the first layer; most have none, which is kept."""
+        found = None if fields else self._bare.get(side)
+        if found is None:
+            encode = self.encoder.user if side == "user" else self.encoder.request
+            found = self._vector(side, encode(fields)) @ self._to_fields[side]
+            if not fields:
+                self._bare[side] = found
+        return found
+
     def _vector(self, side: str, bag: Bag) -> NDArray[np.float32]:
         table_RD = self._table_VD.numpy()[bag.rows]
         vector: NDArray[np.float32] = bag.weights @ table_RD + bag.numbers @ self._numbers[side]
@@ -723,6 +719,20 @@ class Inference:
                 self._kinds = known, kinds_CH
         found: NDArray[np.float32] = kinds_CH[[known[key] for key in keys]]
         return found
+
+
+@compiled
+def _folded(
+    mean_K: Floats, said_S: Floats, to_taste_KS: Floats, to_zphi_r_KS: Floats, request_XS: Floats, beside_XT: Floats
+) -> tuple[Floats, Floats]:
+    """The request's matrices with a person in them."""
+    request_XS, beside_XT = request_XS.copy(), beside_XT.copy()
+    request_XS[-1] += said_S
+    for k in range(len(mean_K)):
+        request_XS[k] = mean_K[k] * to_zphi_r_KS[k]
+        request_XS[-1] += mean_K[k] * to_taste_KS[k]
+        beside_XT[k, -1] = mean_K[k]
+    return request_XS, beside_XT
 
 
 @compiled
@@ -753,7 +763,7 @@ def _information(taste: Taste) -> NDArray[np.float32]:
     return found
 
 
-def _grown(tensor: Tensor, size: int) -> Tensor:
-    new = tensor.new_zeros(size, tensor.shape[1])
-    new[: len(tensor)] = tensor
+def _grown(part: Floats, size: int) -> Floats:
+    new = np.zeros((size, part.shape[1]), np.float32)
+    new[: len(part)] = part
     return new

@@ -24,16 +24,16 @@ from numpy.typing import NDArray
 from ranker import calibration, guard
 from ranker.calibration import Wish
 from ranker.catalogue import Catalogue, Item
-from ranker.config import PREFERENCE, Calibration, Config, Guard
-from ranker.divergence import attention, divergences
+from ranker.config import PREFERENCE, Calibration, Config, Exploration, Guard
+from ranker.divergence import divergences, slate_divergences
 from ranker.errors import RequestError
 from ranker.events import MAX_ITEMS, Value
 from ranker.evidence import EMPTY, Evidence
-from ranker.exploration import Explorer, explore, odds_of
+from ranker.exploration import Explorer
 from ranker.index import Index
 from ranker.interests import effective_acts, profile, selves
 from ranker.summary import profiled
-from ranker.taste import Taste, fuse
+from ranker.taste import Factor, Taste, fuse
 
 if TYPE_CHECKING:
     from ranker.inference import Inference, Scores
@@ -222,9 +222,9 @@ class Pipeline:
         scores = self.inference.score(
             taste, user=evidence.fields, request=request.fields, rows=pool.rows, extra=pool.extra, now=request.now
         )
-        *weights_T, weight = np.fromiter(weights.values(), np.float32)
+        weights_W = np.fromiter(weights.values(), np.float32, len(weights))
         preferred_N = self.inference.preferred(taste, scores.utility_N)
-        utility_N = scores.probabilities_NT @ np.array(weights_T) + weight * preferred_N
+        utility_N = scores.probabilities_NT @ weights_W[:-1] + weights_W[-1] * preferred_N
         watch.lap("score")
         chosen = self._ordered(request, target_C, pool, utility_N, manner)
         watch.lap("calibrate")
@@ -337,9 +337,9 @@ class Pipeline:
         attached, items = self.inference.attached, self.catalogue.items
         if set(map(type, given)) == {str} and len(set(given)) == len(given):
             # the common case, without a loop over the entries
-            rows = np.fromiter(map(self.catalogue.rows.get, given, repeat(-1)), np.int64, len(given))
-            if rows.view(np.uint64).max() < attached:  # a row that is not known is -1, a large one here
-                return _Pool(list(given), rows, [], [])
+            found = list(map(self.catalogue.rows.get, given, repeat(-1)))
+            if min(found) >= 0 and max(found) < attached:
+                return _Pool(list(given), np.array(found), [], [])
         known: dict[str, int] = {}
         extra: dict[str, Item] = {}
         removed = []
@@ -442,11 +442,10 @@ class Pipeline:
 
         The first config.serving.slate places are the calibrated set; places beyond them follow in utility order.
         """
-        finite_N = np.isfinite(utility_N)
-        if not finite_N.all():
-            pool.removed.extend((pool.ids[n], "its score is not finite") for n in np.flatnonzero(~finite_N))
-            utility_N = np.where(finite_N, utility_N, -np.inf)
-        order_N = np.argsort(-utility_N, kind="stable")[: int(finite_N.sum())]
+        order_N = calibration.falling(utility_N)
+        if len(order_N) < len(utility_N):
+            lost = np.flatnonzero(~np.isfinite(utility_N)).tolist()
+            pool.removed.extend((pool.ids[n], "its score is not finite") for n in lost)
         places = min(self._limit_of(request, len(order_N)), len(order_N))
         window = min(places, self.config.serving.slate)
         interests_NC = self._interests(pool, target_C.size)
@@ -484,15 +483,15 @@ class Pipeline:
         places = len(chosen.before_S)
         if not target_C.any() or places == 0:
             return None, None, None
-        shown_SC = chosen.interests_NC[order_S[:places]]
-        before_C = chosen.interests_NC[chosen.before_S].sum(0)
-        shares_3C = np.stack([before_C, shown_SC.sum(0), attention(places) @ shown_SC])
-        total_31 = shares_3C.sum(1, keepdims=True)
         declared = self.config.calibration
-        before, shown, seen = divergences(
-            target_C, shares_3C / np.where(total_31 > 0, total_31, 1), declared.smoothing, declared.divergence
-        ).tolist()
-        return before, shown, seen
+        return slate_divergences(
+            target_C,
+            chosen.interests_NC,
+            chosen.before_S,
+            order_S[:places],
+            smoothing=declared.smoothing,
+            divergence=declared.divergence,
+        )
 
     def _profile(
         self, evidence: Evidence, now: int
@@ -621,8 +620,20 @@ def warm() -> None:
         ids="abc", personal_N=utility_N, population_N=np.zeros_like(utility_N), interests_NC=interests_NC
     )
     guard.protect(Guard(gap=0.0, novelty=0.5), order_S, utility_N, candidates, target_C=target_C, window=2)
-    explore(order_S, 0.5, 0, share=0.5, odds=odds_of(np.zeros((2, 3), np.float32), 2, 0.1), beyond=order_S)
+    explorer, one_K = Explorer(Exploration(slot=0.5), 2), np.ones(2, np.float32)
+    explorer.explore(
+        calibration.falling(utility_N)[:2],
+        0.5,
+        0,
+        user="",
+        taste=fuse(Factor(one_K, one_K)),
+        phi_NK=interests_NC[:, :2],
+        reward_N=utility_N,
+        utility_N=utility_N,
+        window=2,
+    )
     divergences(target_C, np.eye(3))
+    slate_divergences(target_C, interests_NC, order_S, order_S)
     Index(interests_NC).search(utility_N, 1)
 
 

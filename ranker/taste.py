@@ -33,12 +33,14 @@ class Taste:
         precision_K: (K,) where diagonal, (K, K) once a source says more than one axis at a time.
         sources: how many pieces of evidence each source held, {"history": 12}.
         acted: the items of the acts it rests on.
+        acted_A: their rows in the catalogue, sorted, of those that it held then.
     """
 
     mean_K: NDArray[np.float32]
     precision_K: NDArray[np.float32]
     sources: Mapping[str, int] = field(default_factory=dict)
     acted: frozenset[str] = frozenset()
+    acted_A: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 def fuse(prior: Factor, factors: Sequence[Factor] = (), sources: Mapping[str, int] | None = None) -> Taste:

@@ -12,30 +12,42 @@ SCRIPT = """
 import numpy as np
 from numba.core.dispatcher import Dispatcher
 
-from ranker import calibration, divergence, exploration, guard, index
+from ranker import calibration, divergence, exploration, guard, index, inference, inputs
 from ranker.calibration import Wish
 from ranker.config import Exploration, Guard, Serving
 from ranker.pipeline import Request, warm
 from msgspec import structs
 from tests.ranker.test_pipeline import CONFIG, FAN, NOW, make
 
+MODULES = calibration, divergence, exploration, guard, index, inference, inputs
+
 
 def known():
-    parts = [vars(module).values() for module in (calibration, divergence, exploration, guard, index)]
+    parts = [vars(module).values() for module in MODULES]
     found = {part for values in parts for part in values if isinstance(part, Dispatcher)}
-    return {part.__name__: len(part.signatures) for part in found}
+    return {(part.__module__, part.__name__): len(part.signatures) for part in found}
 
 
 warm()
 before = known()
-called = "_lay_out _choose _shown dominant _renewed _mean _blended _wins _chances _apart_of _read".split()
-assert [before[name] for name in called] == [1] * len(called), before
+called = {
+    "calibration": "falling _reranked _lay_out _choose ordered _shown",
+    "guard": "_renewed _mean _blended",
+    "exploration": "_beyond _drawn _wins _chances",
+    "divergence": "_apart_of _slate",
+    "index": "_read",
+}
+for module, names in called.items():
+    assert all(before[f"ranker.{module}", name] == 1 for name in names.split()), before
 pipeline = make(structs.replace(
     CONFIG,
     guard=Guard(novelty=0.5, gap=0.0),
     serving=Serving(slate=10, candidates=30, swap=0.5),
     exploration=Exploration(slot=0.5),
 ))
+# as a version's golden cases are checked when it is loaded
+pipeline.inference.score(pipeline.inference.taste(FAN, NOW), user={}, request={}, rows=np.arange(3), now=NOW)
+before = known()
 items, acted = [f"i{n}" for n in range(40)], 0
 for seed in range(20):
     for evidence in (FAN, FAN.__class__()):

@@ -165,7 +165,7 @@ def test_posterior_draws_have_the_posterior_s_covariance():
     explorer, known = made(draws=256)
     precision_KK = np.array([[3, 1, 0, 0], [1, 2, 0.5, 0], [0, 0.5, 1, 0], [0, 0, 0, 4]], np.float32)
     taste = Taste(mean_K=known["taste"].mean_K, precision_K=precision_KK)
-    moved = np.concatenate([explorer._moved(f"u{n}", taste) for n in range(300)])
+    moved = np.concatenate([explorer._moved(f"u{n}", taste).T for n in range(300)])
     assert np.abs(np.cov(moved.T) - np.linalg.inv(precision_KK)).max() < 0.06
     assert np.abs(moved.mean(0)).max() < 1e-5
 

@@ -11,7 +11,8 @@ from ranker.batch import collate
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, parse
 from ranker.evidence import Act, Evidence, Mean, pack, unpack
-from ranker.features import AGES, SIZES, WORDS, Acts, Bag, Bags, Encoder, act_inputs, acts_of, ages, lay_out, readings
+from ranker.features import SIZES, WORDS, Acts, Bag, Bags, Encoder, act_inputs, acts_of, lay_out, readings
+from ranker.inputs import AGES, ages
 from ranker.join import Example
 
 HOUR = 3_600_000
