@@ -5,6 +5,7 @@ log has no item events. Rows are stable: an item keeps its row for the life of t
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 
 import numpy as np
 from msgspec import Struct
@@ -122,7 +123,7 @@ class Catalogue:
 
     def find(self, ids: Sequence[str]) -> NDArray[np.int64]:
         """Rows of the ids, -1 where unknown."""
-        return np.fromiter((self.rows.get(item, -1) for item in ids), np.int64, len(ids))
+        return np.fromiter(map(self.rows.get, ids, repeat(-1)), np.int64, len(ids))
 
     def members(self, column: int) -> NDArray[np.int32]:
         """The rows whose items have a share in the category, without a look at the others; each once.

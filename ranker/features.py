@@ -19,19 +19,17 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from ranker import inputs
 from ranker.catalogue import Catalogue, Item
 from ranker.config import Config, FieldKinds
 from ranker.events import Value
 from ranker.evidence import Act, Evidence, Mean
-from ranker.inputs import AGES, ages
 
 #: words of a text that count; a longer text is cut
 WORDS = 256
 #: names kept in memory before the cache of row numbers starts anew
 CACHED = 1_000_000
 _EXACT = frozenset(range(-99, 100))
-#: inputs of an act besides its item and its kind: its age, and its value against the user's own mean
-ACTS = AGES + 1
 #: acts that a line keeps before those first read of it, and that a slate may add to it
 SPARE = 4
 
@@ -507,14 +505,11 @@ def _ranges(lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.i
 
 
 def act_inputs(acts: Acts | Readings, now_A: NDArray[np.int64] | int) -> NDArray[np.float32]:
-    """The dense inputs of acts: age, and value above the user's own mean (0 where there is none).
+    """The dense inputs of acts, `inputs.acts`.
 
     Shapes: -> (A, ACTS).
     """
-    with np.errstate(all="ignore"):  # a value may be as large as a float gets
-        over_A = acts.values - acts.means
-        over_A = np.copysign(np.minimum(np.log1p(np.abs(over_A)), 10.0), over_A)
-    return np.column_stack([ages(now_A, acts.times), np.nan_to_num(over_A, nan=0.0).astype(np.float32)])
+    return inputs.acts(now_A, acts.times, acts.values, acts.means)
 
 
 def _rounded(value: float) -> float | None:

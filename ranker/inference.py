@@ -323,8 +323,9 @@ class Inference:
         """
         side, words = self._side, evidence.words
         evidence = self.masked(evidence)
-        acted = frozenset(act.item for act in evidence.history[-self.sizes.acts :])
-        factors, sources = self.factors(evidence, now)
+        acts = acts_of([evidence], self.sizes.acts)
+        rows_A = self._find(acts.items)
+        factors, sources = self._factors(acts, rows_A, now), {"history": len(acts.items)}
         taste = fuse(self.prior, factors)
         answers = said(evidence)
         if answers:
@@ -334,9 +335,12 @@ class Inference:
         if written:
             before = Factor(taste.precision_K, _information(taste))
             taste = fuse(before, [words_factor(words, side.tags, self.summariser, side.space, before)])
-        rows_A = np.sort(self._find(list(acted)))
-        sources = {**sources, "answers": len(answers), "words": written}
-        return replace(taste, acted=acted, acted_A=rows_A[np.searchsorted(rows_A, 0) :], sources=sources)
+        return replace(
+            taste,
+            acted=frozenset(acts.items),
+            acted_A=np.sort(rows_A),
+            sources={**sources, "answers": len(answers), "words": written},
+        )
 
     def masked(self, evidence: Evidence) -> Evidence:
         """The evidence without the acts behind struck phrases; the same object where nothing is struck."""
@@ -348,21 +352,18 @@ class Inference:
         side = self._side
         return side.tags, side.space
 
-    def factors(self, evidence: Evidence, now: int) -> tuple[list[Factor], dict[str, int]]:
-        """What each source but the answers adds to the prior, and how many pieces each holds."""
-        acts = acts_of([evidence], self.sizes.acts)
+    def _factors(self, acts: Acts, rows_A: NDArray[np.int64], now: int) -> list[Factor]:
+        """What the acts add to the prior."""
         if not acts.items:
-            return [], {"history": 0}
-        precision_AK, information_AK = self._by_act(acts, now)
-        return [Factor(precision_AK.sum(0), information_AK.sum(0))], {"history": len(acts.items)}
+            return []
+        precision_AK, information_AK = self._by_act(acts, rows_A, now)
+        return [Factor(precision_AK.sum(0), information_AK.sum(0))]
 
-    def _by_act(self, acts: Acts, now: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _by_act(self, acts: Acts, rows_A: NDArray[np.int64], now: int) -> tuple[Floats, Floats]:
         """What each act adds to the prior: precision and information, (A, K) each."""
-        hidden_AH = self._acted_on(acts.items)
+        hidden_AH = self._acted_on(acts.items, rows_A)
         hidden_AH *= self._kinds_of(acts.kinds) + act_inputs(acts, now) @ self._act_inputs
-        raw_AK, mean_AK = np.split(hidden_AH @ self._out + self._out_bias, 2, axis=1)
-        precision_AK = np.maximum(raw_AK, 0) + np.log(1 + np.exp(-np.abs(raw_AK)))  # softplus
-        return precision_AK, precision_AK * mean_AK
+        return _said(hidden_AH @ self._out, self._out_bias)
 
     def tastes(
         self, taste: Taste, evidence: Evidence, now: int, interests: NDArray[np.int64]
@@ -384,7 +385,7 @@ class Inference:
             return {}
         rows_A = self._find(acts.items)
         held_IA = (self._catalogue.interests_NC[rows_A][:, interests] > 0).T & (rows_A >= 0)
-        precision_AK, information_AK = self._by_act(acts, now)
+        precision_AK, information_AK = self._by_act(acts, rows_A, now)
         alone_IK = (self.prior.information + held_IA @ information_AK) / (self.prior.precision + held_IA @ precision_AK)
         whole_K = (self.prior.information + information_AK.sum(0)) / (self.prior.precision + precision_AK.sum(0))
         acted: list[bool] = np.any(held_IA, axis=1).tolist()
@@ -612,12 +613,15 @@ class Inference:
         if self._catalogue is None:
             return np.full(len(names), -1, np.int64)
         attached, rows = self.attached, self._catalogue.find(names)
-        return np.where(rows < attached, rows, -1)
+        if len(self._catalogue) > attached:
+            rows[rows >= attached] = -1
+        return rows
 
-    def _acted_on(self, names: Sequence[str]) -> NDArray[np.float32]:
+    def _acted_on(self, names: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """The item part of the acts' hidden layer, a fresh array; unknown items are embedded on the spot."""
-        rows = self._find(names)
         side, known = self._side, rows >= 0
+        if side.whole and within(rows, len(side.seen)):
+            return side.act_NH[rows]
         hidden_AH = np.empty((len(names), self.sizes.encoder), np.float32)
         hidden_AH[known] = side.act_NH[rows[known]] if side.whole else self._rows(side, rows[known])[2]
         if not known.all():
@@ -719,6 +723,20 @@ class Inference:
                 self._kinds = known, kinds_CH
         found: NDArray[np.float32] = kinds_CH[[known[key] for key in keys]]
         return found
+
+
+@compiled
+def _said(out_AX: Floats, bias_X: Floats) -> tuple[Floats, Floats]:
+    """Precision (softplus of the first half) and information (precision times mean, the second half) of each act."""
+    acts, dimensions = len(out_AX), len(bias_X) // 2
+    precision_AK, information_AK = np.empty((acts, dimensions), np.float32), np.empty((acts, dimensions), np.float32)
+    for a in range(acts):
+        for k in range(dimensions):
+            raw = out_AX[a, k] + bias_X[k]
+            precision = max(raw, np.float32(0)) + math.log(np.float32(1) + math.exp(-abs(raw)))
+            precision_AK[a, k] = precision
+            information_AK[a, k] = precision * (out_AX[a, dimensions + k] + bias_X[dimensions + k])
+    return precision_AK, information_AK
 
 
 @compiled

@@ -1,6 +1,6 @@
-"""What a candidate's row says besides its item, in one compiled pass: base rewards, ages, acts and counts.
+"""What candidates and acts say besides their items, each in one compiled pass: ages, counts, values.
 
-Ages and counts are worked out here for learning and for serving, so both read the same.
+Ages are worked out here for learning and for serving, so both read the same.
 Axes: N candidates, R rows of a catalogue, A acts, F counted inputs.
 """
 
@@ -15,6 +15,8 @@ HOUR_MS = 3_600_000.0
 #: hours over which the freshness of an item or an act fades, one input each, besides log hours
 FADES = np.array([1.0, 6.0, 24.0, 168.0], np.float32)
 AGES = 1 + len(FADES)
+#: inputs of an act besides its item and its kind: its age, and its value against the user's own mean
+ACTS = AGES + 1
 #: impressions at the population's rate that every item's counts start with
 PRIOR = 5.0
 
@@ -27,14 +29,37 @@ def ages(now: Times | int, then: Times) -> Floats:
 
     Shapes: (n,) and (n,), or one `now` for all -> (n, AGES). Units: ms. What lies in the future is new.
     """
-    return _ages(np.broadcast_to(np.asarray(now, np.int64), then.shape), then)
+    return _ages(_times(now), then)
+
+
+def acts(now: Times | int, times_A: Times, values_A: NDArray[np.float64], means_A: NDArray[np.float64]) -> Floats:
+    """The dense inputs of acts: age, and value above the user's own mean (0 where there is none).
+
+    Shapes: (A,) each, or one `now` for all -> (A, ACTS). Units: ms.
+    """
+    return _acts(_times(now), times_A, values_A, means_A)
+
+
+def _times(now: Times | int) -> Times:
+    return now if isinstance(now, np.ndarray) else np.array([now], np.int64)
 
 
 @compiled
 def _ages(now: Times, then: Times) -> Floats:
     found = np.empty((len(then), AGES), np.float32)
     for n in range(len(then)):
-        _age(now[n], then[n], found[n])
+        _age(now[min(n, len(now) - 1)], then[n], found[n])
+    return found
+
+
+@compiled
+def _acts(now: Times, times_A: Times, values_A: NDArray[np.float64], means_A: NDArray[np.float64]) -> Floats:
+    found = np.empty((len(times_A), ACTS), np.float32)
+    for a in range(len(times_A)):
+        _age(now[min(a, len(now) - 1)], times_A[a], found[a])
+        over = values_A[a] - means_A[a]  # a value may be as large as a float gets
+        far = min(math.log1p(abs(over)), 10.0)
+        found[a, -1] = 0.0 if math.isnan(over) else math.copysign(far, over)
     return found
 
 

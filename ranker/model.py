@@ -30,8 +30,8 @@ from ranker.comparisons import SHARES
 from ranker.config import Config
 from ranker.counters import COUNTS, Counters
 from ranker.evidence import Answer
-from ranker.features import ACTS, Encoder
-from ranker.inputs import AGES
+from ranker.features import Encoder
+from ranker.inputs import ACTS, AGES
 from ranker.mmoe import MMoE
 from ranker.questions import Asked, answers_factor
 from ranker.reliability import Population, answer_weights

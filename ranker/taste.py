@@ -33,7 +33,7 @@ class Taste:
         precision_K: (K,) where diagonal, (K, K) once a source says more than one axis at a time.
         sources: how many pieces of evidence each source held, {"history": 12}.
         acted: the items of the acts it rests on.
-        acted_A: their rows in the catalogue, sorted, of those that it held then.
+        acted_A: their rows in the catalogue, sorted; -1 for those that it did not hold.
     """
 
     mean_K: NDArray[np.float32]

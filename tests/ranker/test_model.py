@@ -324,10 +324,11 @@ def test_only_the_last_acts_of_a_long_history_count(built):
 
 def test_another_source_fuses_by_addition(built):
     *_, inference = built
-    factors, sources = inference.factors(some_evidence(5), NOW)
-    K = inference.sizes.K
+    acted, K = inference.taste(some_evidence(5), NOW), inference.sizes.K
     answers = Factor(np.eye(K, dtype=np.float32), np.ones(K, np.float32))
-    taste = fuse(inference.prior, [*factors, answers], {**sources, "answers": 1})
+    taste = fuse(
+        Factor(acted.precision_K, acted.precision_K * acted.mean_K), [answers], {**acted.sources, "answers": 1}
+    )
     found = inference.score(taste, user={}, request={}, rows=np.arange(3), now=NOW)
     assert np.isfinite(found.logits_NT).all()
     assert taste.precision_K.shape == (K, K)
