@@ -8,7 +8,7 @@ where the store is elsewhere (another process was faster, or the store lost its 
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -58,6 +58,9 @@ class Applied(NamedTuple):
 _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(Stored).decode
 _unpack_fields = msgspec.msgpack.Decoder(dict[str, Value]).decode
+
+#: a read of many windows may take so many times as long as another
+LARGE = 10.0
 
 # KEYS: resume, items, seen, changes, epoch, then users. ARGV: partition, first, next, epoch to set where there is
 # none, number of users, of items, of seen; then user records; item id, fields, ...; item id, time, ...
@@ -334,10 +337,10 @@ class AsyncStore:
     def __init__(self, url: str, *, space: str = "plurank", timeout_s: float = 1.0) -> None:
         self.url = url
         self.keys = _Keys(space)
+        self._timeout_s = timeout_s
         with _translated(url):
-            self._client: Any = valkey.asyncio.Valkey.from_url(
-                url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s
-            )
+            # no time limit of the socket's: the client would make a task of each write for it
+            self._client: Any = valkey.asyncio.Valkey.from_url(url, socket_timeout=None)
 
     async def close(self) -> None:
         """Hang up."""
@@ -349,16 +352,14 @@ class AsyncStore:
         Raises:
             StoreUnavailable: the store is away.
         """
-        with _translated(self.url):
-            raw = await self._client.get(self.keys.user(user))
+        raw = await self._asked(self._client.get(self.keys.user(user)))
         return None if raw is None else _unpack(raw)
 
     async def wait_for(self, token: Token, timeout: float = 0.5) -> bool:
         """Wait until the store holds what was written at the token; False when the time is up."""
         deadline, pause = time.monotonic() + timeout, 0.002
         while True:
-            with _translated(self.url):
-                raw = await self._client.hget(self.keys.resume(token.log), str(token.partition))
+            raw = await self._asked(self._client.hget(self.keys.resume(token.log), str(token.partition)))
             if raw is not None and int(raw) > token.offset:
                 return True
             if time.monotonic() + pause > deadline:
@@ -368,12 +369,16 @@ class AsyncStore:
 
     async def targets(self) -> dict[str, str]:
         """Address of each process that announced itself and did not expire."""
-        with _translated(self.url):
-            members = await self._client.zrangebyscore(self.keys.targets, time.time(), "+inf")
+        members = await self._asked(self._client.zrangebyscore(self.keys.targets, time.time(), "+inf"))
         return dict(member.decode().rsplit(" ", 1) for member in members)
 
     async def windows(self, since: int = 0, *, name: str = "fairness") -> list[tuple[int, bytes]]:
         """Windows that begin at `since` (ms) or later, oldest first."""
-        with _translated(self.url):
-            members = await self._client.zrangebyscore(f"{self.keys.windows}:{name}", since, "+inf")
+        asked = self._client.zrangebyscore(f"{self.keys.windows}:{name}", since, "+inf")
+        members = await self._asked(asked, patience=LARGE)
         return [(int(start), value) for start, _, value in (member.partition(b":") for member in members)]
+
+    async def _asked(self, answer: Awaitable[Any], patience: float = 1.0) -> Any:
+        with _translated(self.url):
+            async with asyncio.timeout(patience * self._timeout_s):
+                return await answer

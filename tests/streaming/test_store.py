@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import threading
 import time
 
@@ -135,6 +136,37 @@ def test_the_event_loop_hears_that_the_store_is_away() -> None:
 
     with pytest.raises(StoreUnavailable, match="check that the store runs"):
         asyncio.run(read())
+
+
+def test_the_event_loop_does_not_wait_for_a_store_that_is_silent_and_never_reads_an_answer_that_came_too_late() -> None:
+    async def read() -> None:
+        silent = True
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with contextlib.closing(writer):
+                while await reader.read(1000):
+                    late = silent
+                    if late:
+                        await asyncio.sleep(0.2)
+                    writer.write(b"$4\r\nlate\r\n" if late else b"$-1\r\n")
+
+        server = await asyncio.start_server(serve, "127.0.0.1")
+        port = server.sockets[0].getsockname()[1]
+        client = AsyncStore(f"valkey://127.0.0.1:{port}/0", timeout_s=0.1)
+        client._client.connection_pool.connection_kwargs |= {"lib_name": None, "lib_version": None}
+        begun = time.monotonic()
+        with pytest.raises(StoreUnavailable, match="TimeoutError"):
+            await client.evidence("u")
+        assert time.monotonic() - begun < 0.2
+        silent = False
+        for _ in range(8):
+            assert await client.evidence("u") is None
+            await asyncio.sleep(0.03)
+        await client.close()
+        server.close()
+        await server.wait_closed()
+
+    asyncio.run(read())
 
 
 def test_targets_expire_unless_they_are_renewed(store: Store) -> None:
