@@ -251,10 +251,9 @@ class Explorer:
         if self.config.slot <= 0 or window <= 0:
             return explore(order_S, swap, seed)
         everything_N = np.zeros(0, np.bool_) if allowed_N is None else allowed_N
-        beyond = _beyond(order_S, utility_N, everything_N)
-        rows_M = np.concatenate([order_S, beyond])
-        utility_DM = _drawn(rows_M, utility_N, reward_N, phi_NK, self._moved(user, taste))
-        odds = odds_of(utility_DM, window, self.config.uniform)
+        moved_KD = self._moved(user, taste)
+        wins_DW, beyond = _drawn(order_S, utility_N, reward_N, phi_NK, moved_KD, everything_N, window)
+        odds = Odds(wins_DW=wins_DW, size=len(order_S) + len(beyond), uniform=self.config.uniform)
         return explore(order_S, swap, seed, share=self.config.slot, odds=odds, beyond=beyond)
 
     def _moved(self, user: str, taste: Taste) -> NDArray[np.float32]:
@@ -270,22 +269,29 @@ class Explorer:
 
 
 @compiled
-def _beyond(order_S: NDArray[np.int64], utility_N: Floats, allowed_N: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """The rows that may enter from beyond the slate; an empty mask allows all."""
+def _drawn(
+    order_S: NDArray[np.int64],
+    utility_N: Floats,
+    reward_N: Floats,
+    phi_NK: Floats,
+    moved_KD: Floats,
+    allowed_N: NDArray[np.bool_],
+    window: int,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The wins of every posterior draw, and the rows that may enter from beyond the slate.
+
+    In a draw utilities are moved by its reward times how much utility rises with reward among these candidates, at
+    least 0.
+
+    Args:
+        allowed_N: what may enter; everything where it is empty.
+    """
     enters_N = np.isfinite(utility_N)
     if len(allowed_N):
         enters_N &= allowed_N
     enters_N[order_S] = False
-    return np.flatnonzero(enters_N)
-
-
-@compiled
-def _drawn(
-    rows_M: NDArray[np.int64], utility_N: Floats, reward_N: Floats, phi_NK: Floats, moved_KD: Floats
-) -> NDArray[np.float32]:
-    """Utilities in each posterior draw, (D, M): moved by the draw's reward times how much utility rises with reward
-    among these candidates, at least 0.
-    """
+    beyond = np.flatnonzero(enters_N)
+    rows_M = np.concatenate((order_S, beyond))
     (dimensions, draws), rows = moved_KD.shape, len(rows_M)
     mean, spread, both = 0.0, 0.0, 0.0
     for row in rows_M:
@@ -303,4 +309,4 @@ def _drawn(
                 reward_D[d] += phi_NK[rows_M[m], k] * moved_KD[k, d]
         for d in range(draws):
             found_DM[d, m] = utility_N[rows_M[m]] + slope * reward_D[d]
-    return found_DM
+    return _wins(found_DM, window), beyond

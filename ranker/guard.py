@@ -144,7 +144,8 @@ def protect(
     open_N = nothing_N if candidates.open_N is None else candidates.open_N
     worth_N = np.asarray(utility_N, np.float64)
     apart_N = np.asarray(candidates.personal_N, np.float64) - candidates.population_N
-    done, needed_S = list[Intervention](), np.zeros(window, np.bool_)
+    done: list[Intervention] = []
+    needed_S = np.zeros(window, np.bool_)
     asked = int(policy.novelty * window + 1e-9)
     if asked and target_C.any():
         interests_NC, wanted_C = np.ascontiguousarray(candidates.interests_NC), np.asarray(target_C, np.float64)

@@ -17,7 +17,6 @@ import msgspec
 from fastapi import FastAPI, Request, Response
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ranker import events
@@ -117,6 +116,7 @@ def build(replica: Replica, *, started: bool = False) -> FastAPI:
     app.add_exception_handler(Exception, _failed)
     routes = [*_routes(replica), *_person_routes(People(replica), replica.settings.body_limit)]
     busy: dict[tuple[str, str], Handler] = {}
+    others = app.router.routes.copy()
     for route in routes:
         endpoint = _endpoint(route, replica)
         if "{" not in route.path:
@@ -129,6 +129,8 @@ def build(replica: Replica, *, started: bool = False) -> FastAPI:
             name=route.handler.__name__,
             include_in_schema=False,
         )
+    # Serve looks up each request's route in this order, for its metrics
+    app.router.routes[:] = [*app.router.routes[len(others) :], *others]
     document = openapi.document(routes, title=app.title, description=app.description, version=app.version)
     app.openapi = lambda: document  # type: ignore[method-assign]  # FastAPI's documented way to extend it
     app.middleware_stack = _Shortcut(app.build_middleware_stack(), busy)
@@ -514,15 +516,15 @@ async def _body(request: Request, limit: int) -> bytes:
         RequestError: 413.
     """
     size, parts = 0, []
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit * DRAIN:
-                break
-            if size <= limit:
-                parts.append(part)
-    except ClientDisconnect:
-        raise RequestError("body", size, "the connection closed before the body was complete") from None
+    more = True
+    while more and size <= limit * DRAIN:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise RequestError("body", size, "the connection closed before the body was complete")
+        part, more = message.get("body", b""), message.get("more_body", False)
+        size += len(part)
+        if size <= limit:
+            parts.append(part)
     if size > limit:
         error = RequestError("body", f"{size} bytes or more", f"send at most {limit} bytes, in several requests")
         error.status = 413

@@ -147,7 +147,7 @@ def _mac(key: bytes, nonce: bytes, when: int, user: str, version: str) -> bytes:
 
 
 def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.blake2b(token.encode("utf-8", "surrogateescape"), digest_size=32).digest()
 
 
 def _kept(path: Path, make: Callable[[], str]) -> str:

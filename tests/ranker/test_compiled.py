@@ -33,7 +33,7 @@ before = known()
 called = {
     "calibration": "falling _reranked _lay_out _choose ordered _shown",
     "guard": "_renewed _mean _blended",
-    "exploration": "_beyond _drawn _wins _chances",
+    "exploration": "_drawn _chances",
     "divergence": "_apart_of _slate",
     "index": "_read",
 }
