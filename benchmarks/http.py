@@ -1,11 +1,11 @@
 """POST /v1/rank over HTTP: latency at 1 and at 16 connections for 100 and 500 candidates, and requests a second.
 
-    python -m benchmarks.http [--config deploy/movielens.toml] [--seconds 5] [--out http.json]
+    python -m benchmarks.http [--config deploy/movielens.toml] [--seconds 10] [--out http.json]
 
 The service runs as `plurank up` runs it: Ray Serve, HAProxy, two replicas, embedded broker and store, profiles. The
-client is this process: bare sockets, requests made beforehand, kept-alive connections, each sending its next request
-when the answer is there. The catalogue is synthetic (MovieLens-sized), users have full histories, the weights are
-untrained: none of these changes the work done. Slates have 20 places and are logged like any other.
+client is this process: bare connections, requests made beforehand, kept alive, each sending its next request when the
+answer is there; the arms take turns. The catalogue is synthetic (MovieLens-sized), users have full histories, the
+weights are untrained: none of these changes the work done. Slates have 20 places and are logged like any other.
 
 The peer is GET /healthz on the same connections: what proxy, Serve and FastAPI cost without any ranking. `inside` is
 what the replica says the ranking took, evidence included. `processor` is the processor time of HAProxy and the replicas
@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ from streaming import log
 from streaming.log import Writer
 from streaming.replay import replay
 
-USERS, PLACES = 200, 20
+USERS, PLACES, LAPS = 200, 20, 5
 ROOT = Path(__file__).parents[1]
 READY_S = 240.0
 
@@ -70,6 +71,14 @@ class Load:
     failed: int = 0
     seconds: float = 0.0
     processor_s: float = 0.0
+
+    def add(self, part: "Load") -> None:
+        """Take up what another run met."""
+        self.milliseconds += part.milliseconds
+        self.inside_ms += part.inside_ms
+        self.failed += part.failed
+        self.seconds += part.seconds
+        self.processor_s += part.processor_s
 
     def row(self, arm: str, connections: int) -> dict[str, Any]:
         """The figures, in milliseconds and requests a second."""
@@ -90,35 +99,58 @@ class Load:
 
 async def load(port: int, requests: Sequence[bytes], connections: int, seconds: float) -> Load:
     """Send the requests in turn over so many connections for so many seconds."""
-    found = Load()
-    begun = time.perf_counter()
+    found, begun = Load(), time.perf_counter()
     await asyncio.gather(
-        *(_connection(port, requests, found, begun + seconds, start=13 * n) for n in range(connections))
+        *(_connected(port, _Connection(requests, found, begun + seconds, 13 * n)) for n in range(connections))
     )
     found.seconds = time.perf_counter() - begun
     return found
 
 
-async def _connection(port: int, requests: Sequence[bytes], found: Load, until: float, start: int) -> None:
-    place, writer = start, None
-    while (begun := time.perf_counter()) < until:
-        if writer is None:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**20)
-        writer.write(requests[place % len(requests)])
-        head = await reader.readuntil(b"\r\n\r\n")
+async def _connected(port: int, one: "_Connection") -> None:
+    while time.perf_counter() < one.until:  # again where HAProxy, given another configuration, has closed it
+        one.closed = asyncio.get_running_loop().create_future()
+        await asyncio.get_running_loop().create_connection(lambda: one, "127.0.0.1", port)
+        await one.closed
+
+
+class _Connection(asyncio.Protocol):
+    """Sends its next request when the answer is there. Streams would add a tenth to what is measured."""
+
+    def __init__(self, requests: Sequence[bytes], found: Load, until: float, start: int) -> None:
+        self.until, self._requests, self._found, self._place = until, requests, found, start
+        self.closed: asyncio.Future[None]
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        self._transport = transport
+        self._send()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.closed.set_result(None)
+
+    def _send(self) -> None:
+        self._answer = b""
+        self._begun = time.perf_counter()
+        self._transport.write(self._requests[self._place % len(self._requests)])
+
+    def data_received(self, data: bytes) -> None:
+        self._answer += data
+        head, _, body = self._answer.partition(b"\r\n\r\n")
         length = re.search(rb"(?i)content-length: (\d+)", head)
-        body = await reader.readexactly(int(length[1]) if length else 0)
-        found.milliseconds.append((time.perf_counter() - begun) * 1000)
+        if len(head) == len(self._answer) or len(body) < (int(length[1]) if length else 0):
+            return
+        found, now = self._found, time.perf_counter()
+        found.milliseconds.append((now - self._begun) * 1000)
         if not head.startswith(b"HTTP/1.1 200"):
             found.failed += 1
-        elif place % 16 == 0 and (timings := msgspec.json.decode(body).get("timings_ms")):
+        elif self._place % 16 == 0 and (timings := msgspec.json.decode(body).get("timings_ms")):
             found.inside_ms.append(timings["total"])
-        place += 1
-        if b"connection: close" in head.lower():  # HAProxy was given another configuration
-            writer.close()
-            writer = None
-    if writer is not None:
-        writer.close()
+        self._place += 1
+        if now < self.until and b"connection: close" not in head.lower():
+            self._send()
+        else:
+            self._transport.close()
 
 
 def request(method: str, path: str, token: str, body: Any = None) -> bytes:
@@ -204,18 +236,23 @@ def _wait(settings: Settings) -> None:
     Raises:
         RequestError: it takes too long.
     """
+    deadline, good = time.monotonic() + READY_S, 0
+    with ThreadPoolExecutor(2 * settings.replicas) as pool:  # the second replica is asked while the first is at work
+        while good < 10:
+            full = all(pool.map(_knows, [settings] * 2 * settings.replicas))
+            good = good + 1 if full else 0
+            if time.monotonic() > deadline:
+                raise RequestError("service", settings.port, f"it is not ready within {READY_S:.0f} s")
+            time.sleep(0 if full else 0.3)
+
+
+def _knows(settings: Settings) -> bool:
     url, token = f"http://127.0.0.1:{settings.port}", Tokens.open(settings.token_dir)["admin"]
     body = {"user": f"u{USERS - 1}", "limit": ITEMS - HISTORY}
-    deadline, good = time.monotonic() + READY_S, 0
-    while good < 10:
-        with contextlib.suppress(PlurankError), contextlib.closing(Client(url, token)) as client:
-            answer = client.call("POST", "/v1/recommend", body)
-            full = len(answer["items"]) >= ITEMS - HISTORY and answer["evidence"]["history"] > 0
-            good = good + 1 if full else 0
-            continue
-        if time.monotonic() > deadline:
-            raise RequestError("service", url, f"it is not ready within {READY_S:.0f} s")
-        time.sleep(0.3)
+    with contextlib.suppress(PlurankError), contextlib.closing(Client(url, token)) as client:
+        answer = client.call("POST", "/v1/recommend", body)
+        return len(answer["items"]) >= ITEMS - HISTORY and answer["evidence"]["history"] > 0
+    return False
 
 
 def processor_s(pid: int) -> float:
@@ -243,23 +280,23 @@ def measure(settings: Settings, pid: int, seconds: float, say: Callable[[str], N
             for _ in range(400)
         ]
         arms[f"rank {count}"] = [request("POST", "/v1/rank", token, body) for body in bodies]
-    rows = []
-    for arm, requests in arms.items():
-        for connections in (1, 16):
-            asyncio.run(load(settings.port, requests, connections, 1.0))
-            say(f"{arm}, {connections} connections")
+    found = {(arm, connections): Load() for arm in arms for connections in (1, 16)}
+    for lap in range(LAPS):  # by turns, for others use the machine too, and not evenly
+        for (arm, connections), sum_ in found.items():
+            asyncio.run(load(settings.port, arms[arm], connections, 1.0))
+            say(f"{arm}, {connections} connections, lap {lap + 1} of {LAPS}")
             before = processor_s(pid)
-            found = asyncio.run(load(settings.port, requests, connections, seconds))
-            found.processor_s = processor_s(pid) - before
-            rows.append(found.row(arm, connections))
-    return rows
+            part = asyncio.run(load(settings.port, arms[arm], connections, seconds / LAPS))
+            part.processor_s = processor_s(pid) - before
+            sum_.add(part)
+    return [sum_.row(arm, connections) for (arm, connections), sum_ in found.items()]
 
 
 def main() -> None:
     """Measure and print."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--config", type=Path, default=ROOT / "deploy" / "movielens.toml")
-    top.add_argument("--seconds", type=float, default=5.0, help="of each arm at each number of connections")
+    top.add_argument("--seconds", type=float, default=10.0, help="of each arm at each number of connections, in laps")
     top.add_argument("--out", type=Path)
     given = top.parse_args()
     config, console = declared.load(given.config), Console(width=120)

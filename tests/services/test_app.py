@@ -41,6 +41,25 @@ def test_haproxys_own_pages_are_kept_to_loopback(tmp_path: Path, monkeypatch: py
     ]
 
 
+def test_a_replica_that_has_nothing_to_do_is_asked_first_and_the_fallback_never_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_SERVE_HAPROXY_BINARY_PATH", "/bin/true")
+    wrapper, config = Path(app._haproxy(tmp_path)["RAY_SERVE_HAPROXY_BINARY_PATH"]), tmp_path / "haproxy.cfg"
+    servers = ["server one 127.0.0.1:1 check observe layer4 error-limit 3", "server two 127.0.0.1:2 check"]
+    fallback, default = "server last 127.0.0.1:3 check backup", "default-server fastinter 250ms inter 5s check"
+    config.write_text("".join(f"    {line}\n" for line in (default, *servers, fallback)))
+    subprocess.run([wrapper, "-f", config], check=True)
+    assert [line.strip() for line in config.read_text().splitlines()] == [
+        default,
+        servers[0],
+        "use-server one if { srv_conn(one) lt 1 }",
+        servers[1],
+        "use-server two if { srv_conn(two) lt 1 }",
+        fallback,
+    ]
+
+
 def test_replicas_get_ports_that_are_free() -> None:
     ports = app._free_range()
     for port in ports[:3]:
