@@ -230,7 +230,8 @@ class Monitor:
         examples = []
         for record in records:
             try:
-                event = events.admit(events.decode(record.value), tenant=self.config.tenant)
+                # as the learner does it: by the time the log took it, which is the same when it is read again
+                event = events.admit(events.decode(record.value), now_ms=record.timestamp, tenant=self.config.tenant)
             except EventError:
                 continue
             if isinstance(event, Forget):

@@ -172,6 +172,15 @@ def test_records_that_are_no_events_are_passed_over(tmp_path):
     assert click(run(tmp_path, log, Kept())[-1].rows).slates == 24
 
 
+def test_what_is_far_ahead_of_the_time_the_log_took_it_is_passed_over_whenever_it_is_read(tmp_path):
+    ahead = round(time.time() * 1000) + 10 * events.FUTURE_MS
+    taken = [Record(0, n, ahead, b"", events.encode(Item(id=f"e{n}", timestamp=ahead, item=f"i{n}"))) for n in range(2)]
+    early = Record(0, 2, ahead, b"", events.encode(Item(id="e2", timestamp=ahead + events.FUTURE_MS + 1, item="i2")))
+    follows = monitor(tmp_path, Log([]), Kept())
+    follows.take([*taken, early])
+    assert set(follows.joiner.catalogue.rows) == {"i0", "i1"}
+
+
 def test_killed_at_any_moment_it_ends_with_the_sums_of_an_uninterrupted_run(tmp_path):
     log = records(traffic(slates=6))
     whole = Kept()
