@@ -557,7 +557,7 @@ class Pipeline:
         )
 
     def _interests(self, pool: _Pool, categories: int) -> NDArray[np.float32]:
-        known_NC = self.catalogue.interests_NC.take(pool.rows, 0)[:, :categories]
+        known_NC = self.catalogue.interests_NC[pool.rows][:, :categories]
         if not pool.extra:
             return known_NC
         extra_NC = [self.catalogue.interests_of(item.fields)[:categories] for item in pool.extra]
