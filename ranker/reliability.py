@@ -350,4 +350,4 @@ class _Margins:
         chance = 1 / (1 + math.exp(-logit))
         self._mean_P += (weight * (said - chance) * shrink) * row_P
         self._covariance_PP -= ((weight * chance * (1 - chance) * shrink**2) * row_P)[:, None] * row_P
-        return math.log1p(-chance) + said * logit
+        return said * logit - math.log1p(math.exp(logit))  # 1 - chance has no digits left where the margin is large

@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.special import expit
@@ -205,6 +205,7 @@ some = st.builds(
 
 
 @given(st.lists(some, max_size=12), st.integers(0, 2**32 - 1), st.booleans())
+@example([answer("0", "1" if n == 1 else "0") for n in range(5)], 1487, False)  # a margin far out
 def test_weights_are_probabilities_and_names_do_not_matter(answers, seed, joint):
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(len(answers), 3)) * 10.0 ** rng.uniform(-3, 3)
@@ -221,8 +222,7 @@ def test_weights_are_probabilities_and_names_do_not_matter(answers, seed, joint)
         )
         for a in answers
     ]
-    # other names are gone through in another order, and the turns end before the last digits agree
-    np.testing.assert_allclose(answer_weights(turned, USUAL, margins, spreads), weights, atol=1e-4)
+    np.testing.assert_allclose(answer_weights(turned, USUAL, margins, spreads), weights, atol=1e-6)
 
 
 @given(st.lists(some, max_size=12), st.randoms())
