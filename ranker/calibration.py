@@ -148,18 +148,8 @@ def rerank(
     Shapes: utility_N (N,), interests_NC (N, C), target_C (C,); returns (min(slots, N),) row numbers.
     Source: Steck (2018), eq. 6; differences: scaling of s, the fixed denominator (his eq. 9 in effect), the order.
     """
-    return _reranked(
-        np.asarray(utility_N, np.float64),
-        np.ascontiguousarray(interests_NC),
-        np.asarray(target_C, np.float64),
-        np.asarray(pinned, np.int64),
-        slots,
-        float(strength),
-        float(smoothing),
-        KINDS[divergence],
-        floor,
-        float(order),
-    )
+    given = _given(utility_N, interests_NC, target_C, pinned)
+    return _reranked(*given, slots, float(smoothing), KINDS[divergence], floor, float(strength), float(order))
 
 
 def to_target(
@@ -182,17 +172,8 @@ def to_target(
 
     Units: target as `divergences` gives it, in nats for "kl".
     """
-    pinned_P, kind = np.asarray(pinned, np.int64), KINDS[divergence]
-    laid = _lay_out(
-        np.asarray(utility_N, np.float64),
-        np.ascontiguousarray(interests_NC),
-        np.asarray(target_C, np.float64),
-        pinned_P,
-        slots,
-        float(smoothing),
-        kind,
-        floor,
-    )
+    given = _given(utility_N, interests_NC, target_C, pinned)
+    laid = _lay_out(*given, slots, float(smoothing), KINDS[divergence], floor)
     if not laid.wanted:
         return ordered(laid, _choose(laid, laid.pins_P, 0.0), float(order)), 0.0
 
@@ -215,6 +196,18 @@ def to_target(
                 below, low = tried, middle
         low = high
     return ordered(laid, chosen, float(order)), low / STEPS
+
+
+def _given(
+    utility_N: Floats, interests_NC: Floats, target_C: Floats, pinned: Sequence[int]
+) -> tuple[Array, Floats, Array, NDArray[np.int64]]:
+    """In the types that the compiled functions are compiled for."""
+    return (
+        np.asarray(utility_N, np.float64),
+        np.ascontiguousarray(interests_NC),
+        np.asarray(target_C, np.float64),
+        np.asarray(pinned, np.int64),
+    )
 
 
 class _Laid(NamedTuple):
@@ -284,10 +277,10 @@ def _reranked(
     target_C: Array,
     pinned_P: NDArray[np.int64],
     slots: int,
-    strength: float,
     smoothing: float,
     kind: int,
     floor: bool,
+    strength: float,
     order: float,
 ) -> NDArray[np.int64]:
     laid = _lay_out(utility_N, share_NC, target_C, pinned_P, slots, smoothing, kind, floor)

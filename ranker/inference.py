@@ -29,7 +29,7 @@ from ranker.events import Value
 from ranker.evidence import Act, Answer, Evidence
 from ranker.features import Acts, Bag, Encoder, Flat, Kind, act_inputs, acts_of, lay_out
 from ranker.index import FLAT, Index
-from ranker.inputs import gathered, laid_out, within
+from ranker.inputs import Floats, gathered, laid_out, within
 from ranker.interests import population
 from ranker.mmoe import CUT, folding, mixed
 from ranker.model import Model, answers_of, beside_answers, parts
@@ -58,7 +58,6 @@ KINDS = 4096
 SLATES = 256
 
 
-Floats = NDArray[np.float32]
 #: the item side of some items: their part of the first layer, [phi, b, wide term, counts], their part of an act
 Sided = tuple[Floats, Floats, Floats]
 

@@ -25,7 +25,7 @@ from ranker import calibration, guard
 from ranker.calibration import Wish
 from ranker.catalogue import Catalogue, Item
 from ranker.config import PREFERENCE, Calibration, Config, Exploration, Guard
-from ranker.divergence import divergences, slate_divergences
+from ranker.divergence import slate_divergences
 from ranker.errors import RequestError
 from ranker.events import MAX_ITEMS, Value
 from ranker.evidence import EMPTY, Evidence
@@ -632,7 +632,6 @@ def warm() -> None:
         utility_N=utility_N,
         window=2,
     )
-    divergences(target_C, np.eye(3))
     slate_divergences(target_C, interests_NC, order_S, order_S)
     Index(interests_NC).search(utility_N, 1)
 

@@ -126,6 +126,7 @@ def running(broker: Broker, valkey_server: Valkey, tmp_path_factory: pytest.Temp
             while good < 10 and time.monotonic() < deadline:
                 good = good + 1 if all(pool.map(lambda _: len(_recommended(service)) == len(ITEMS), range(4))) else 0
                 time.sleep(0.05)
+        assert good == 10, "the replicas do not know the items"
         yield service
     finally:
         process.terminate()

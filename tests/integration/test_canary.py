@@ -197,7 +197,8 @@ def test_a_bad_version_is_withdrawn_from_a_live_audience_within_its_window(town:
     assert town.now - began < WINDOW_S
     # shown to harm against the version in use, or worse than knowing nothing but the base rate
     told = ("gain of", "log_loss of", "the base rate alone has")
-    assert any(part in reason for part in told for reason in decision.reasons), decision.reasons
+    assert decision.reasons
+    assert all(any(part in reason for part in told) for reason in decision.reasons), decision.reasons
     assert decision.measures["slates:canary"] > 0
     assert town.versions[town.bad] >= 10
     before = town.versions[town.bad]
