@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
-from kafka.errors import KafkaError, MessageSizeTooLargeError, TopicAlreadyExistsError
+from kafka.errors import KafkaError, MessageSizeTooLargeError, RetriableError, TopicAlreadyExistsError
 
 from ranker import events
 from ranker.errors import ConfigError, EventError, LogUnavailable
@@ -312,7 +312,9 @@ class Writer:
         }
         self._lock = threading.Lock()
         self._unsure: list[tuple[_Pending, Token]] = []
-        self._failed: list[tuple[_Pending, Any, BaseException]] = []
+        self._failed: list[tuple[_Pending, BaseException]] = []
+        self._spent: list[Any] = []
+        self._timeout = timeout_s
         self._open: set[_Pending] = set()
         self._admin = Admin(address)
         self._checked = time.monotonic()
@@ -339,7 +341,8 @@ class Writer:
         """Append a record as it is; `origins` say where it lay in earlier logs."""
         if len(value) > MAX_RECORD:
             raise EventError("event", f"{len(value)} bytes", f"send events of at most {MAX_RECORD} bytes")
-        pending = _Pending(key, value, [(ORIGIN, str(origin).encode()) for origin in origins], Future())
+        headers = [(ORIGIN, str(origin).encode()) for origin in origins]
+        pending = _Pending(key, value, headers, Future(), time.monotonic() + self._timeout)
         with self._lock:
             self._open.add(pending)
         self._send(pending)
@@ -412,12 +415,14 @@ class Writer:
             pending.future.set_result((place.partition, place.offset))
 
     def _lost(self, pending: "_Pending", producer: Any, error: BaseException) -> None:
-        if isinstance(error, MessageSizeTooLargeError):
-            remedy = "raise message.max.bytes of the topic, or send smaller events"
-            self._fail(pending, EventError("event", f"{len(pending.value)} bytes", remedy))
-        else:
-            with self._lock:
-                self._failed.append((pending, producer, error))  # the watcher decides
+        with self._lock:
+            if not isinstance(error, RetriableError):
+                self._spent.append(producer)  # what it was refused for may be its own: it may never write again
+            if not isinstance(error, MessageSizeTooLargeError):
+                self._failed.append((pending, error))  # the watcher sends it again while its time lasts
+                return
+        remedy = "raise message.max.bytes of the topic, or send smaller events"
+        self._fail(pending, EventError("event", f"{len(pending.value)} bytes", remedy))
 
     def _fail(self, pending: "_Pending", error: Exception) -> None:
         with self._lock:
@@ -430,22 +435,29 @@ class Writer:
             began = time.monotonic()
             with self._lock:
                 failed, self._failed = self._failed, []
+                spent, self._spent = self._spent, []
             try:
                 layout = self._admin.layout()
-                self._turn(layout)
-                self._checked = began
+                self._turn(layout, spent)
+                self._checked, away = began, False
             except LogUnavailable:
-                pass
+                away = True
             else:
                 self._settle(layout)
-            in_use = self._now[1].values()
-            for pending, producer, error in failed:
-                if all(producer is not other for other in in_use):  # it was on its way to what is no more
-                    self._send(pending)
-                else:
+            again = []
+            for pending, error in failed:
+                if time.monotonic() >= pending.until:
                     thing = f"event log {self.address.topic} at {self.address.brokers}"
                     remedy = "check that the broker runs; send the event again with the same id"
                     self._fail(pending, LogUnavailable(thing, f"{type(error).__name__}: {error}", remedy))
+                elif away:  # nothing shows yet whether its producer is still good for this log
+                    again.append((pending, error))
+                else:
+                    self._send(pending)
+            if away:
+                with self._lock:
+                    self._failed += again
+                    self._spent += spent
 
     def _settle(self, layout: Layout) -> None:
         """Decide on the acknowledgements that came too long after the last look, or too late for their segment."""
@@ -458,14 +470,15 @@ class Writer:
             else:
                 self._send(pending)  # twice in the log is harmless: ids are deduplicated
 
-    def _turn(self, layout: Layout) -> None:
+    def _turn(self, layout: Layout, spent: Sequence[Any] = ()) -> None:
         """One producer for the segment that is written to and one for each announced: it is ready when its time comes.
 
-        A log made anew needs fresh ones, because its broker does not know the sequence numbers of the old ones; and
-        one that still knew a retired segment would ask for it for ever.
+        A log made anew needs fresh ones, because its broker does not know the sequence numbers of the old ones; one
+        that still knew a retired segment would ask for it for ever; and a spent one refuses whatever it is given.
         """
         known, before = self._now
         kept = before if known.log == layout.log else {}
+        kept = {number: producer for number, producer in kept.items() if all(producer is not other for other in spent)}
         now = layout.current(time.time()).number
         ahead = [segment for segment in layout.segments if segment.number >= now]
         self._now = (layout, {n.number: kept[n.number] if n.number in kept else self._open_for(n) for n in ahead})
@@ -492,6 +505,7 @@ class _Pending:
     value: bytes
     headers: list[tuple[str, bytes]]
     future: "Future[tuple[int, int]]"
+    until: float
 
 
 class Reader:

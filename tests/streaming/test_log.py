@@ -1,8 +1,10 @@
 import time
 from concurrent.futures import Future
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from kafka.errors import KafkaError
 
 from ranker.errors import ConfigError, EventError, LogUnavailable
 from ranker.events import Interaction, decode
@@ -197,6 +199,41 @@ def test_a_write_that_may_lie_behind_a_seal_is_written_again(address: Address) -
     writer.close()
 
 
+def spoil(writer: Writer) -> None:
+    """What any refusal that is not for want of time does to kafka-python's producer: it never sends again."""
+    for producer in writer._now[1].values():
+        producer._transaction_manager.transition_to_fatal_error(KafkaError("spoilt"))
+
+
+@integration
+def test_a_producer_that_gave_up_is_replaced(address: Address) -> None:
+    writer = Writer(address)
+    assert writer.append(click(0)).result(10)[1] == 0
+    spoil(writer)
+    assert writer.append(click(1)).result(10)[1] == 1
+    assert writer.append(click(2)).result(10)[1] == 2
+    writer.close()
+
+
+@integration
+def test_an_event_waits_while_nobody_can_tell_what_became_of_the_log(
+    address: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, hasty = Writer(address), Writer(address, timeout_s=2.0)
+    away = LogUnavailable("event log", "x", "wait")
+    with monkeypatch.context() as patch:
+        for each in (writer, hasty):
+            patch.setattr(each._admin, "layout", Mock(side_effect=away))
+            spoil(each)
+        waiting, failing = writer.append(click(0)), hasty.append(click(1))
+        with pytest.raises(LogUnavailable, match=r"spoilt.*send the event again with the same id"):
+            failing.result(10)
+        assert not waiting.done()
+    assert waiting.result(10)[1] == 0
+    writer.close()
+    hasty.close()
+
+
 @integration
 def test_a_broker_that_dies_and_comes_back_empty_is_survived_and_noticed(tmp_path: Path) -> None:
     server = Broker(tmp_path)
@@ -211,6 +248,7 @@ def test_a_broker_that_dies_and_comes_back_empty_is_survived_and_noticed(tmp_pat
     assert address.brokers in reader.trouble
     waiting: Future[tuple[int, int]] = writer.append(click(2))
     server.start()
+    time.sleep(2.5)  # it answers before the log is there again
     after = log.create(address)
     assert after != before
     waiting.result(20)
