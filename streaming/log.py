@@ -237,8 +237,11 @@ class Admin:
         return Segment(number, topic, since)
 
     def create(self, topic: str, retention_ms: int | None = None, partitions: int | None = None) -> None:
-        """Create a topic unless it is there; never compacted, because keys are users."""
-        configs = {"cleanup.policy": "delete"}
+        """Create a topic unless it is there; never compacted, because keys are users.
+
+        Kafka stamps its records: the loops refuse events far ahead of that time, at every reading alike.
+        """
+        configs = {"cleanup.policy": "delete", "message.timestamp.type": "LogAppendTime"}
         if retention_ms is not None:
             configs["retention.ms"] = str(retention_ms)
         wanted = {

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
@@ -77,7 +77,6 @@ def test_a_click_counts_from_its_time_on() -> None:
     assert later == pytest.approx((0.5 + 0.45) / 5.5, rel=1e-3)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 30)), max_size=20))
 def test_events_come_in_order_of_time(steps: list[tuple[int, int]]) -> None:
     found: list[Event] = []

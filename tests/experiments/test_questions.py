@@ -28,7 +28,7 @@ def test_more_questions_tell_more_and_chosen_ones_tell_more_than_random_ones(ord
     assert mean["adaptive-10"] > mean["random-10"] + 0.02
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.integers(0, 1000))
 def test_no_pair_that_is_held_out_or_without_preference_is_asked_and_none_twice(seed: int) -> None:
     known, base = questions.total_orders(seed, users=1)

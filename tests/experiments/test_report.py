@@ -5,7 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments import report
@@ -37,7 +37,6 @@ def test_one_seed_has_no_width() -> None:
     assert (row.low, row.mean, row.high, row.n) == (0.25, 0.25, 0.25, 1)
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
 def test_the_interval_holds_its_mean(values: list[float]) -> None:
     row = report.over_seeds("a", "m", values)

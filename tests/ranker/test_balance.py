@@ -142,7 +142,7 @@ def test_groups_that_a_batch_lacks_come_again_until_they_have_their_target_share
     assert Balance(config()).again(names, {}) == ([], pytest.approx(np.ones(21)))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 1000), st.integers(0, 60), st.integers(0, 60), st.integers(0, 8))
 def test_what_a_batch_and_its_repetitions_count_for_adds_up_to_the_batch(
     seed: int, usual: int, rare: int, least: int

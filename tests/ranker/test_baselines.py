@@ -49,7 +49,7 @@ def test_ease_has_nothing_to_say_to_a_stranger() -> None:
     assert np.ptp(Ease(blocks(), l2=1.0).scores(-1)) == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 100), st.floats(0.5, 50))
 def test_ease_minimises_its_loss_under_a_zero_diagonal(seed: int, l2: float) -> None:
     generator = np.random.default_rng(seed)

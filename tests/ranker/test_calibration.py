@@ -143,7 +143,7 @@ def test_scores_are_scaled_so_that_their_unit_does_not_matter():
 
 
 @given(st.integers(0, 10**6), st.floats(0.05, 1.0))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_greedy_reaches_at_least_its_guaranteed_share_of_the_optimum(seed, strength):
     utility, interests, target = small_case(seed)
     slots = 3
@@ -191,7 +191,7 @@ def plainly(utility, interests, target, *, slots, strength, divergence, pinned=(
         }
     ),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_incremental_terms_pick_what_plain_greedy_picks(seed, how):
     utility, interests, target = small_case(seed, items=11, categories=6)
     twice = np.arange(16) % 11  # some candidates are each other's equal: the first one is taken
@@ -269,7 +269,7 @@ def test_a_floor_gives_a_small_interest_the_place_that_it_is_due():
 
 
 @given(st.integers(0, 10**6), st.integers(1, 12), st.floats(0.01, 1), st.sampled_from(DIVERGENCES))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_interest_has_at_least_the_whole_places_that_it_is_due_while_candidates_hold_it(
     seed, slots, strength, divergence
 ):
@@ -281,7 +281,7 @@ def test_every_interest_has_at_least_the_whole_places_that_it_is_due_while_candi
 
 
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 11), max_size=4, unique=True), st.floats(0, 1), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_pinned_candidates_stand_first_as_given_and_the_others_calibrate_around_them(seed, pinned, strength, floor):
     utility, interests, target = small_case(seed, items=12)
     chosen = rerank(utility, interests, target, slots=6, strength=strength, pinned=pinned, floor=floor).tolist()
@@ -324,7 +324,7 @@ def halved(reaches) -> float:
 
 
 @given(st.integers(0, 10**6), st.floats(0, 2))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_target_is_met_by_the_smallest_lambda_that_meets_it_within_a_step(seed, target):
     utility, interests, profile_C = small_case(seed, items=14)
     chosen, strength = to_target(utility, interests, profile_C, slots=5, target=target)

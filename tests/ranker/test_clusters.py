@@ -31,7 +31,7 @@ def test_of_lists_with_one_mean_the_wider_promises_more():
 
 
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_every_vector_lies_in_one_list(count, lists, seed):
     vectors = heaps(count, seed)
     found = clustered(vectors, lists=lists, seed=seed)

@@ -114,7 +114,7 @@ def test_propensities_of_another_log_are_refused():
 
 
 @given(st.integers(0, 10**6))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_a_perfect_model_or_perfect_weights_are_enough_for_doubly_robust(seed):
     logged, truth = simulated(seed, slates=2000, model=0.0)
     wrong = dataclasses.replace(logged, chance_R=logged.chance_R * 0 + logged.propensity_R)

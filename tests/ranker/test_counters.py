@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ranker.counters import BASE, PRIOR, Counters, uncount
@@ -61,7 +61,6 @@ def test_each_objective_has_its_own_counts() -> None:
     assert first > 0 >= second
 
 
-@settings(deadline=None)
 @given(st.permutations(range(5)))
 def test_the_order_of_arrival_does_not_matter(order: list[int]) -> None:
     times = [0, HOUR // 2, HOUR, 90 * HOUR, 91 * HOUR]
@@ -73,7 +72,6 @@ def test_the_order_of_arrival_does_not_matter(order: list[int]) -> None:
     torch.testing.assert_close(sorted_(KEYS[:1], now), shuffled(KEYS[:1], now), rtol=1e-4, atol=1e-5)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 10**14), min_size=1, max_size=6), st.integers(0, 10**14))
 def test_inputs_are_finite_at_any_times_and_no_more_is_read_than_was_counted(times: list[int], now: int) -> None:
     counters = Counters(4, 1)

@@ -73,7 +73,7 @@ def test_an_item_drawn_from_lower_down_leaves_what_stands_below_its_old_place():
 
 
 @given(st.data(), st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_propensity_is_the_sum_over_everything_that_could_have_been_drawn(data, seed):
     places, more, window, draws = (data.draw(st.integers(low, high)) for low, high in ((1, 5), (0, 3), (1, 5), (1, 4)))
     swap, share, uniform = (data.draw(st.floats(0, 1)) for _ in range(3))

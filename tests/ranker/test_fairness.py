@@ -151,7 +151,7 @@ def test_users_without_a_label_are_unknown_and_external_slates_stand_apart():
 @given(
     st.lists(st.tuples(st.integers(0, 12), st.sampled_from("fmx"), st.sampled_from("yo"), st.booleans()), max_size=80)
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_published_increment_covers_the_minimum_and_all_fields_add_up(slates):
     sums, people, counted = GroupSums(CONFIG), catalogue(), 0
     pending: dict[tuple[str, ...], set[str]] = {}

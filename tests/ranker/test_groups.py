@@ -92,7 +92,7 @@ def test_without_discovery_there_is_no_support() -> None:
     assert groups.of("u0") == {}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 10**6), st.integers(0, 3 * REFIT))
 def test_groups_taken_up_from_a_state_go_on_bit_for_bit(seed: int, split: int) -> None:
     draws = np.random.default_rng(seed)

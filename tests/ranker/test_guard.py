@@ -176,7 +176,7 @@ policies = st.builds(
 )
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(case=cases(), policy=policies)
 def test_a_guarded_slate_is_as_long_as_before_and_within_its_bounds(case, policy):
     candidates, utility, target, window, _ = case
@@ -206,7 +206,7 @@ def test_a_guarded_slate_is_as_long_as_before_and_within_its_bounds(case, policy
             assert (held - candidates.interests_NC[row] < np.minimum(held, entitled) - 1e-7).any()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(case=cases(), policy=policies)
 def test_the_guard_is_deterministic_idempotent_within_its_bounds_and_changes_nothing_it_was_given(case, policy):
     candidates, utility, target, _, _ = case
@@ -223,7 +223,7 @@ def test_the_guard_is_deterministic_idempotent_within_its_bounds_and_changes_not
         assert not again.interventions
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(case=cases())
 def test_lifted_bounds_change_nothing(case):
     before, found = applied(LIFTED, case)

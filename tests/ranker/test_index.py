@@ -62,7 +62,7 @@ changes = st.lists(
 
 
 @given(changes, st.sampled_from([10, 1000]), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_after_any_changes_it_finds_what_is_there(steps, flat, seed):
     lines, draw = vectors(50, seed), np.random.default_rng(seed + 100)
     index, held = Index(lines, flat=flat), dict(enumerate(lines))
@@ -90,7 +90,7 @@ def test_after_any_changes_it_finds_what_is_there(steps, flat, seed):
 
 
 @given(st.integers(0, 99), st.integers(1, 300), st.floats(0.001, 1), st.booleans())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_never_fewer_than_asked_while_candidates_exist(seed, wanted, kept, many):
     draw = np.random.default_rng(seed)
     index = LARGE if many else Index(vectors(300, seed), flat=50)
@@ -130,7 +130,7 @@ def test_lists_find_nearly_all_and_their_whole_finds_all():
 
 
 @given(st.integers(1, 5 * BLOCK), st.integers(1, 200), st.integers(1, 9), st.integers(0, 999))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_of_equal_products_the_lower_row_is_found(count, wanted, width, seed):
     draw = np.random.default_rng(seed)
     lines = draw.integers(-1, 2, (count, width)).astype(np.float32)
@@ -157,7 +157,7 @@ def test_lists_are_read_no_further_than_they_promise():
 
 
 @given(changes, st.sampled_from([10, 1000]), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_part_follows_what_is_put_and_removed(steps, flat, seed):
     draw = np.random.default_rng(seed)
     index, held = Index(vectors(50, seed), flat=flat), dict.fromkeys(range(50), False)

@@ -15,7 +15,7 @@ def test_three_people_counted_once_and_one_of_them_twice():
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 4)), min_size=2, max_size=40), st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_round_equals_the_definition_over_people_repeated(people, seed):
     accuracy_U, support_U = (np.array(column) / 8 for column in zip(*people, strict=True))
     counts_RU = resamples(len(people), 5, np.random.default_rng(seed))

@@ -256,7 +256,7 @@ def closing_labels(examples: list[Example]) -> list[list[float]]:
 
 
 @given(st.lists(acts, max_size=12, unique_by=lambda a: a.id), st.randoms(use_true_random=False))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_duplicates_and_reordering_within_the_wait_give_the_same_closing_labels(happened, random) -> None:  # type: ignore[no-untyped-def]
     plain, shuffled = Joiner(NUMERIC), Joiner(NUMERIC)
     expected = closing_labels(push(plain, slate(), *happened) + plain.flush())
@@ -288,7 +288,7 @@ def logs(draw: st.DrawFn) -> list[Event]:
 
 
 @given(logs())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_cell_is_learned_once_plus_at_most_one_correction_upward(happened: list[Event]) -> None:
     # the service stamps a forget no earlier than anything known of the person; a repeat of what is newer counts as new
     forgets = [(place, event.time) for place, event in enumerate(happened) if isinstance(event, Forget)]
@@ -309,7 +309,7 @@ def test_every_cell_is_learned_once_plus_at_most_one_correction_upward(happened:
 
 
 @given(logs())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_no_snapshot_holds_anything_from_after_its_slate(happened: list[Event]) -> None:
     joiner = Joiner(CONFIG)
     for example in push(joiner, *happened) + joiner.flush():
@@ -318,7 +318,7 @@ def test_no_snapshot_holds_anything_from_after_its_slate(happened: list[Event]) 
 
 
 @given(logs(), st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_joiner_loaded_at_any_point_goes_on_exactly_like_the_one_that_was_saved(
     happened: list[Event], data: st.DataObject
 ) -> None:

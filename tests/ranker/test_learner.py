@@ -164,7 +164,7 @@ def test_a_label_that_is_not_finite_skips_the_step(bad: float) -> None:
     assert learner.learn(batches(1, seed=4, objectives=2)[0], known).finite
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.floats(allow_nan=True, allow_infinity=True, width=32), st.integers(0, 15), st.integers(0, 5))
 def test_a_masked_label_changes_nothing(label: float, slate: int, row: int) -> None:
     of = config(objectives=TWO)

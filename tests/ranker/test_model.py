@@ -122,7 +122,7 @@ def test_one_candidate_scores_alike_in_both_forms(built):
     assert found.utility_N == pytest.approx(out.utility_R.detach().numpy(), abs=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.lists(st.integers(0, ITEMS + 3), min_size=1, max_size=6), st.integers(0, 30)), min_size=1))
 def test_both_forms_agree_on_any_slates(built, slates):
     settings_, model, known, inference = built
@@ -154,7 +154,7 @@ def test_both_forms_agree_on_any_slates(built, slates):
         start = end
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(
         st.tuples(st.integers(0, ITEMS + 3), st.integers(0, ITEMS + 3), st.sampled_from(["preferred", "both", "skip"])),
@@ -294,7 +294,7 @@ def test_without_history_the_taste_is_the_prior(built):
     assert taste.sources == {"history": 0, "answers": 0, "words": 0}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.permutations(range(9)))
 def test_the_order_of_acts_does_not_matter(built, order):
     *_, inference = built
@@ -305,7 +305,7 @@ def test_the_order_of_acts_does_not_matter(built, order):
     assert one.precision_K == pytest.approx(other.precision_K, rel=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 15))
 def test_more_acts_never_widen_the_taste(built, count):
     *_, inference = built
@@ -533,7 +533,7 @@ def test_every_weight_learns(built):
 anything = st.none() | st.floats(allow_nan=False) | st.text(max_size=20) | st.lists(st.text(max_size=5), max_size=3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.dictionaries(st.sampled_from(["genre", "title", "price"]), anything),
     st.floats(allow_nan=False),

@@ -95,7 +95,7 @@ def test_what_is_excluded_is_replaced_and_named(pipeline):
 
 
 @given(st.integers(1, 60), st.sets(st.integers(0, 59)), st.integers(0, 60))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_never_fewer_than_asked_while_candidates_exist(limit, excluded, fresh):
     pipeline = make()
     slate = pipeline.rank(

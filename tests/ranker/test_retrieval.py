@@ -61,7 +61,7 @@ def test_what_may_not_be_drawn_is_passed_over_and_named():
     st.sets(st.integers(0, 14)),
     st.sets(st.integers(0, 14)),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_never_fewer_than_asked_while_candidates_exist(count, share, first, barred, kept):
     allowed = np.zeros(15, np.bool_)
     allowed[list(kept)] = True

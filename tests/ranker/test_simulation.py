@@ -130,7 +130,7 @@ def test_an_empty_tally_is_unknown() -> None:
     assert np.isnan(Satisfaction().regained)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(2, 4), st.floats(0, 1), st.integers(0, 5))
 def test_taste_groups_have_the_cosine_and_the_shares_they_were_given(groups: int, position: float, seed: int) -> None:
     low = -1 / (groups - 1)

@@ -79,7 +79,7 @@ def test_tallies_add_and_measures_are_quotients_of_them():
 
 
 @given(st.lists(st.tuples(st.floats(0.001, 0.999), st.booleans()), min_size=2, max_size=200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_auc_of_bins_is_that_of_the_rows_to_within_the_error_it_states(rows):
     chances, clicks = zip(*rows, strict=True)
     total = sum(

@@ -2,6 +2,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -160,6 +161,16 @@ def test_bad_records_are_set_aside_with_reason_and_place_and_harm_nothing(
     assert stored is not None
     assert [act.item for act in stored.evidence.history] == ["i1"]
     until(lambda: sum(report.rejected for report in running.reports) == len(bad))
+
+
+def test_what_was_too_far_ahead_is_refused_at_a_later_reading_too(
+    running: Running, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "time", Mock(time=lambda: time.time() + 3600))
+    running.write(click(10**6), click(1))
+    stored = store.evidence("u")
+    assert stored is not None
+    assert [act.item for act in stored.evidence.history] == ["i1"]
 
 
 def test_an_emptied_store_is_filled_again_from_the_log(running: Running, store: Store) -> None:

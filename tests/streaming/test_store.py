@@ -95,7 +95,7 @@ def test_a_reader_waits_for_her_own_write(store: Store) -> None:
     token = Token("L", 0, 4)
     began = time.monotonic()
     assert not store.wait_for(token, timeout=0.1)
-    assert 0.05 < time.monotonic() - began < 0.3
+    assert 0.05 < time.monotonic() - began < 1.0
     late = threading.Timer(0.1, lambda: store.apply_batch("L", 0, first=0, following=5, users={}))
     late.start()
     assert store.wait_for(token, timeout=2.0)
@@ -147,7 +147,7 @@ def test_the_event_loop_does_not_wait_for_a_store_that_is_silent_and_never_reads
                 while await reader.read(1000):
                     late = silent
                     if late:
-                        await asyncio.sleep(0.2)
+                        await asyncio.sleep(0.6)
                     writer.write(b"$4\r\nlate\r\n" if late else b"$-1\r\n")
 
         server = await asyncio.start_server(serve, "127.0.0.1")
@@ -157,11 +157,11 @@ def test_the_event_loop_does_not_wait_for_a_store_that_is_silent_and_never_reads
         begun = time.monotonic()
         with pytest.raises(StoreUnavailable, match="TimeoutError"):
             await client.evidence("u")
-        assert time.monotonic() - begun < 0.2
+        assert time.monotonic() - begun < 0.5
         silent = False
         for _ in range(8):
             assert await client.evidence("u") is None
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.1)
         await client.close()
         server.close()
         await server.wait_closed()
@@ -170,10 +170,10 @@ def test_the_event_loop_does_not_wait_for_a_store_that_is_silent_and_never_reads
 
 
 def test_targets_expire_unless_they_are_renewed(store: Store) -> None:
-    store.register_target("trainer", "127.0.0.1:1", ttl=0.1)
-    store.register_target("api 1", "127.0.0.1:2", ttl=5)
+    store.register_target("trainer", "127.0.0.1:1", ttl=0.5)
+    store.register_target("api 1", "127.0.0.1:2", ttl=60)
     assert store.targets() == {"trainer": "127.0.0.1:1", "api 1": "127.0.0.1:2"}
-    time.sleep(0.15)
+    time.sleep(0.6)
     assert store.targets() == {"api 1": "127.0.0.1:2"}
     store.unregister_target("api 1", "127.0.0.1:2")
     assert store.targets() == {}

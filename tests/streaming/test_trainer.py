@@ -169,7 +169,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[obje
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=4), st.randoms(use_true_random=False))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_trainer_stopped_anywhere_many_times_ends_with_the_bits_of_its_journal(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], random: Random
 ) -> None:
