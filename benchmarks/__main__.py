@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.report import command_of, machine, markdown, median_rows, stamp, this_command
+from services.cli import count
 
 HERE = Path(__file__).parent
 #: a benchmark that takes longer is ended
@@ -147,7 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [name for name in BENCHMARKS if (HERE / f"{name}.py").exists()]
     parser.add_argument("names", nargs="*", metavar="NAME", help="some of: " + ", ".join(known))
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=count, default=3)
     parser.add_argument("--quick", action="store_true", help="a fast look: short, one run each")
     parser.add_argument("--out", type=Path, default=HERE / "results.md")
     given = parser.parse_args()

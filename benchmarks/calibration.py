@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from benchmarks.latency import CATEGORIES, measure
 from ranker.calibration import rerank, to_target
 from ranker.divergence import DIVERGENCES
+from services.cli import count
 
 SLOTS, STRENGTH = 20, 0.3
 
@@ -59,8 +60,8 @@ def bench(rounds: int, candidates: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=500)
-    parser.add_argument("--candidates", type=int, default=500)
+    parser.add_argument("--rounds", type=count, default=500)
+    parser.add_argument("--candidates", type=count, default=500)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     with threadpool_limits(1):

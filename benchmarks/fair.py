@@ -31,6 +31,7 @@ from ranker.join import Example, Joiner
 from ranker.learner import Learner
 from ranker.simulation import Audience
 from ranker.teachers import Teachers, named
+from services.cli import count
 
 #: records and rows of a step, as the trainer's pace has them when it is behind
 RECORDS, ROWS = 4000, 2048
@@ -99,9 +100,9 @@ def bench(config: Config, streams: dict[str, list[Event]], runs: int, say: Conso
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--visits", type=int, default=600, help="slates of the live stream")
-    parser.add_argument("--ratings", type=int, default=8000, help="events of the ratings stream")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--visits", type=count, default=600, help="slates of the live stream")
+    parser.add_argument("--ratings", type=count, default=8000, help="events of the ratings stream")
+    parser.add_argument("--runs", type=count, default=3)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -42,6 +42,7 @@ from ranker.events import Event, Interaction
 from ranker.registry import Registry
 from ranker.simulation import Audience
 from services import api, intake, offline, status
+from services.cli import amount
 from services.embedded import Broker, Valkey
 from services.messages import RankRequest
 from services.outbox import Outbox
@@ -281,9 +282,9 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=MOVIELENS)
-    parser.add_argument("--publish", type=float, metavar="S", help="seconds between versions (default: as configured)")
-    parser.add_argument("--warmup", type=float, default=180.0, help="longest wait for the second promotion")
-    parser.add_argument("--seconds", type=float, default=90.0)
+    parser.add_argument("--publish", type=amount, metavar="S", help="seconds between versions (default: as configured)")
+    parser.add_argument("--warmup", type=amount, default=180.0, help="longest wait for the second promotion")
+    parser.add_argument("--seconds", type=amount, default=90.0)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -48,6 +48,7 @@ from ranker.golden import Case, Golden
 from ranker.model import Model
 from ranker.registry import Registry
 from services import embedded
+from services.cli import amount
 from services.client import Client
 from services.settings import Settings
 from services.supervisor import descendants
@@ -296,7 +297,7 @@ def main() -> None:
     """Measure and print."""
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     top.add_argument("--config", type=Path, default=ROOT / "deploy" / "movielens.toml")
-    top.add_argument("--seconds", type=float, default=10.0, help="of each arm at each number of connections, in laps")
+    top.add_argument("--seconds", type=amount, default=10.0, help="of each arm at each number of connections, in laps")
     top.add_argument("--out", type=Path)
     given = top.parse_args()
     config, console = declared.load(given.config), Console(width=120)

@@ -33,6 +33,7 @@ from ranker.inference import Inference
 from ranker.inputs import AGES
 from ranker.model import Model
 from ranker.pipeline import Pipeline, Request, Slate
+from services.cli import count
 
 NOW = 1_700_000_000_000
 ITEMS, CATEGORIES, HISTORY, ANSWERS = 1682, 18, 100, 20
@@ -173,7 +174,7 @@ def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path(__file__).parents[1] / "deploy" / "movielens.toml")
-    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--rounds", type=count, default=300)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)

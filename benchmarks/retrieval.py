@@ -41,6 +41,7 @@ from ranker.inference import Inference
 from ranker.model import Model
 from ranker.pipeline import Pipeline, Request, warm
 from ranker.retrieval import draw
+from services.cli import count
 
 COUNT, K, INTERESTS, STYLES = 500, 16, 30, 40
 SEEN = 60
@@ -237,8 +238,8 @@ def changing(known: World, index: Index) -> list[dict[str, Any]]:
     rng, size = np.random.default_rng(1), len(known.lines_NX)
     rows: list[dict[str, Any]] = []
     changed = index
-    for count in (1, 1000):
-        new = rng.normal(size=(count, K + 1)).astype(np.float32)
+    for many in (1, 1000):
+        new = rng.normal(size=(many, K + 1)).astype(np.float32)
         changes: dict[str, Callable[[Index, int], Index]] = {
             "add": lambda i, n: i.put(np.arange(size, size + n), new[:n]),  # noqa: B023
             "replace": lambda i, n: i.put(rng.choice(size, n, replace=False), new[:n]),  # noqa: B023
@@ -248,12 +249,12 @@ def changing(known: World, index: Index) -> list[dict[str, Any]]:
             wall_ms = []
             for _ in range(20):
                 start = time.perf_counter()
-                later = change(index, count)
+                later = change(index, many)
                 wall_ms.append((time.perf_counter() - start) * 1000)
-            changed = change(changed, count)
+            changed = change(changed, many)
             times = {"p50_ms": np.median(wall_ms), "p99_ms": np.percentile(wall_ms, 99)}
-            rows.append({"arm": f"{name} {count:,}", **{key: round(float(value), 3) for key, value in times.items()}})
-            assert len(later) >= size - count
+            rows.append({"arm": f"{name} {many:,}", **{key: round(float(value), 3) for key, value in times.items()}})
+            assert len(later) >= size - many
     held = changed.rows
     exact = Index(changed.vectors(held), held, flat=len(held))
     wanted = [exact.search(p.query_X, COUNT)[0] for p in known.people]
@@ -335,8 +336,8 @@ def _rss() -> float:
 def main() -> None:
     """Measure, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=1_000_000)
-    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--items", type=count, default=1_000_000)
+    parser.add_argument("--queries", type=count, default=200)
     parser.add_argument("--config", type=Path, default=Path(__file__).parents[1] / "deploy" / "movielens.toml")
     parser.add_argument("--no-swap", action="store_true", help="the index alone")
     parser.add_argument("--out", type=Path)

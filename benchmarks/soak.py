@@ -35,6 +35,7 @@ from rich.table import Table
 from benchmarks.report import machine, this_command
 from ranker.errors import DataError, PlurankError
 from services import live, settings, status
+from services.cli import amount
 from services.client import Client
 from services.embedded import free_port
 from services.supervisor import Supervisor, descendants, sweep
@@ -326,9 +327,9 @@ def show(found: Mapping[str, Any], console: Console) -> None:
 def main() -> int:
     """Run it; 0 where everything stayed flat, 1 where not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3600.0)
-    parser.add_argument("--every", type=float, default=30.0)
-    parser.add_argument("--warmup", type=float, default=60.0, help="seconds of service before the first sample")
+    parser.add_argument("--seconds", type=amount, default=3600.0)
+    parser.add_argument("--every", type=amount, default=30.0)
+    parser.add_argument("--warmup", type=amount, default=60.0, help="seconds of service before the first sample")
     parser.add_argument("--attach", type=Path, metavar="DIR", help="state folder of an `up` that runs already")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("soak"), help="without its suffix")
     parser.add_argument("up", nargs="*", help="options for `plurank up`, after --")

@@ -35,6 +35,7 @@ from ranker.datasets import movielens
 from ranker.events import Event, Ranking, Shown
 from ranker.registry import Registry
 from ranker.simulation import Audience, visit
+from services.cli import count
 from services.embedded import Broker, Valkey
 from streaming import log
 from streaming.log import Address, Reader, Writer
@@ -208,10 +209,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--events", nargs="+", type=Path, metavar="FILE", help="this log instead of MovieLens")
     parser.add_argument("--config", type=Path, metavar="FILE")
-    parser.add_argument("--limit", type=int, default=100_000, help="events taken of --events")
-    parser.add_argument("--visits", type=int, default=4000, help="slates of the live stream")
-    parser.add_argument("--ratings", type=int, default=50_000, help="events of the ratings stream")
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--limit", type=count, default=100_000, help="events taken of --events")
+    parser.add_argument("--visits", type=count, default=4000, help="slates of the live stream")
+    parser.add_argument("--ratings", type=count, default=50_000, help="events of the ratings stream")
+    parser.add_argument("--runs", type=count, default=3)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
