@@ -133,6 +133,8 @@ def protect(
     the bound; so it does, or w = 1 and all is the population's that may change. For a utility that is the preference
     alone, u - w (u - v) is the Lagrangian of "most utility within the bound", so w is its multiplier.
 
+    Both by turns until neither can do more: a slate within its bounds stays as it is when it is guarded again.
+
     Args:
         order_S: rows in the order that would be shown.
         utility_N: what is not finite never enters.
@@ -146,23 +148,31 @@ def protect(
     apart_N = np.asarray(candidates.personal_N, np.float64) - candidates.population_N
     done: list[Intervention] = []
     needed_S = np.zeros(window, np.bool_)
-    asked = int(policy.novelty * window + 1e-9)
-    if asked and target_C.any():
-        interests_NC, wanted_C = np.ascontiguousarray(candidates.interests_NC), np.asarray(target_C, np.float64)
-        order_S, rows_2K = _renewed(
-            order_S, worth_N, interests_NC, wanted_C, float(policy.dominant), fixed_N, open_N, needed_S, asked
-        )
-        if len(rows_2K[0]):
-            done.append(_novelty(asked, rows_2K, candidates.ids))
-    before = gap = _mean(apart_N, order_S, window)
-    if gap > policy.gap:
+    interests_NC, wanted_C = np.ascontiguousarray(candidates.interests_NC), np.asarray(target_C, np.float64)
+    asked = int(policy.novelty * window + 1e-9) if target_C.any() else 0
+    gap = _mean(apart_N, order_S, window)
+    # what a blend puts in may make room for more that is new, and that widen the gap: each turn but the first adds some
+    for turn in range(asked + 1):
+        if asked:
+            needed_S[:] = False
+            order_S, rows_2K = _renewed(
+                order_S, worth_N, interests_NC, wanted_C, float(policy.dominant), fixed_N, open_N, needed_S, asked
+            )
+            if len(rows_2K[0]):
+                done.append(_novelty(asked, rows_2K, candidates.ids))
+            elif turn:
+                break
+        before = gap = _mean(apart_N, order_S, window)
+        if gap <= policy.gap:
+            break
         population_N = np.asarray(candidates.population_N, np.float64)
         order_S, rows_2K, weight = _blended(
             float(policy.gap), order_S, worth_N, apart_N, population_N, fixed_N, open_N, needed_S
         )
+        if not len(rows_2K[0]):
+            break
         gap = _mean(apart_N, order_S, window)
-        if len(rows_2K[0]):
-            done.append(_blend(before, gap, policy.gap, weight=weight, changed=rows_2K, ids=candidates.ids))
+        done.append(_blend(before, gap, policy.gap, weight=weight, changed=rows_2K, ids=candidates.ids))
     return Guarded(order_S=order_S, gap=gap, interventions=tuple(done))
 
 

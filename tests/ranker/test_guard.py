@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ranker.calibration import rerank as calibrated
@@ -144,21 +144,31 @@ def test_a_capped_profile_is_a_profile_within_the_bound_and_stays_there(recent, 
     assert again_C == pytest.approx(held_C, abs=1e-9)
 
 
-@st.composite
-def cases(draw):
-    seed, count = draw(st.integers(0, 10_000)), draw(st.integers(1, 40))
+def case_of(seed, count, window, *, other=0.0, missing=0.0, known=1, whole=False):
     generator = np.random.default_rng(seed)
     interests = generator.random((count, 5)) * (generator.random((count, 5)) < 0.4)
     totals = interests.sum(1, keepdims=True)
     interests = np.divide(interests, totals, out=np.zeros_like(interests), where=totals > 0).astype(np.float32)
-    personal, population, other = generator.random((3, count)).astype(np.float32)
-    utility = (personal + draw(st.sampled_from([0.0, 0.5])) * other).astype(np.float32)
-    utility[generator.random(count) < draw(st.sampled_from([0.0, 0.2]))] = np.nan
-    target = generator.dirichlet(np.full(5, 0.3)) * draw(st.sampled_from([0, 1, 1, 1]))
+    personal, population, noise = generator.random((3, count)).astype(np.float32)
+    utility = (personal + other * noise).astype(np.float32)
+    utility[generator.random(count) < missing] = np.nan
+    target = generator.dirichlet(np.full(5, 0.3)) * known
     candidates = Candidates(
         ids=[f"i{row}" for row in range(count)], personal_N=personal, population_N=population, interests_NC=interests
     )
-    return candidates, utility, target, draw(st.integers(1, 12)), draw(st.booleans())
+    return candidates, utility, target, window, whole
+
+
+cases = st.builds(
+    case_of,
+    st.integers(0, 10_000),
+    st.integers(1, 40),
+    st.integers(1, 12),
+    other=st.sampled_from([0.0, 0.5]),
+    missing=st.sampled_from([0.0, 0.2]),
+    known=st.sampled_from([0, 1, 1, 1]),
+    whole=st.booleans(),
+)
 
 
 def applied(policy: Guard, case, order: np.ndarray | None = None) -> tuple[np.ndarray, Guarded]:
@@ -177,7 +187,8 @@ policies = st.builds(
 
 
 @settings(max_examples=120)
-@given(case=cases(), policy=policies)
+@example(case=case_of(9, 20, 6), policy=Guard(gap=0.05, novelty=1, dominant=0.5))  # a blend that makes room for novelty
+@given(case=cases, policy=policies)
 def test_a_guarded_slate_is_as_long_as_before_and_within_its_bounds(case, policy):
     candidates, utility, target, window, _ = case
     before, found = applied(policy, case)
@@ -195,7 +206,7 @@ def test_a_guarded_slate_is_as_long_as_before_and_within_its_bounds(case, policy
     old = shown[~novel[shown]] if policy.novelty and target.any() else shown
     if found.gap > policy.gap and waiting.any() and len(old):
         assert candidates.population_N[waiting].max() <= candidates.population_N[old].min() + 1e-6
-        assert all(one.numbers["weight"] == 1 for one in found.interventions if one.kind == "blend")
+        assert all(one.numbers["weight"] == 1 for one in found.interventions[-1:] if one.kind == "blend")
     # enough is new, or no more could be put in without taking what others are entitled to
     asked = int(policy.novelty * len(shown) + 1e-9) if target.any() else 0
     waiting &= novel
@@ -207,7 +218,8 @@ def test_a_guarded_slate_is_as_long_as_before_and_within_its_bounds(case, policy
 
 
 @settings(max_examples=60)
-@given(case=cases(), policy=policies)
+@example(case=case_of(9, 20, 6), policy=Guard(gap=0.05, novelty=1, dominant=0.5))  # a blend that makes room for novelty
+@given(case=cases, policy=policies)
 def test_the_guard_is_deterministic_idempotent_within_its_bounds_and_changes_nothing_it_was_given(case, policy):
     candidates, utility, target, _, _ = case
     kept = [part.copy() for part in (utility, target, candidates.personal_N, candidates.population_N)]
@@ -217,14 +229,14 @@ def test_the_guard_is_deterministic_idempotent_within_its_bounds_and_changes_not
         np.testing.assert_array_equal(part, before)
     assert first.order_S.tolist() == second.order_S.tolist()
     assert first.interventions == second.interventions
-    if first.gap <= policy.gap:  # where nothing can keep the bound, other new items may keep novelty the next time
+    if first.gap <= policy.gap:  # where nothing can keep the bound, another choice of new items may come nearer
         _, again = applied(policy, case, first.order_S)
         assert again.order_S.tolist() == first.order_S.tolist()
         assert not again.interventions
 
 
 @settings(max_examples=40)
-@given(case=cases())
+@given(case=cases)
 def test_lifted_bounds_change_nothing(case):
     before, found = applied(LIFTED, case)
     assert found.order_S.tolist() == before.tolist()
