@@ -64,8 +64,13 @@ def line(facts: Mapping[str, Any], pace: float) -> str:
     Example:
         >>> line({"lag": {"trainer": 3}, "version": "v7", "auc": {"click": 0.7}, "ndcg": {"gender F": 0.5}}, 12.3)
         '12 events/s · lag 3 · v7 · AUC click .700 · NDCG gender F .500'
+        >>> line({"lag": {}, "auc": {}, "ndcg": {}}, 0)
+        '0 events/s · lag unknown, no loop has reported'
     """
-    parts = [f"{pace:.0f} events/s", f"lag {max(facts['lag'].values(), default=0)}", str(facts.get("version"))]
+    lag = f"lag {max(facts['lag'].values())}" if facts["lag"] else "lag unknown, no loop has reported"
+    parts = [f"{pace:.0f} events/s", lag]
+    if facts.get("version"):
+        parts.append(facts["version"])
     if auc := {name: value for name, value in facts["auc"].items() if value is not None}:
         parts.append("AUC " + " ".join(f"{name} {_share(value)}" for name, value in auc.items()))
     if ndcg := {name: value for name, value in facts["ndcg"].items() if value is not None}:
