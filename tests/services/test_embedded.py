@@ -60,12 +60,13 @@ def test_they_listen_on_loopback_only() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="asks the Linux kernel")
-def test_they_die_with_a_parent_that_is_killed() -> None:
+def test_they_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     code = (
         "import time; from services.embedded import Broker, Valkey\n"
         "b, v = Broker(), Valkey(); b.start(); v.start(); print(b.pid, v.pid, flush=True); time.sleep(60)"
     )
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    here = {**os.environ, "TMPDIR": str(tmp_path)}  # what is killed leaves its folders
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=here, stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     pids = [int(pid) for pid in parent.stdout.readline().split()]
     assert len(pids) == 2
