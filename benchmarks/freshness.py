@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import json
 import os
+import re
 import statistics
 import sys
 import tempfile
@@ -260,14 +261,15 @@ def bench(config: Config, *, warmup: float, seconds: float) -> list[dict[str, An
                 replica.close()
             decisions = [decision for decision in replica.registry.decisions() if decision.decision]
     judged = dict(Counter(str(decision.decision) for decision in decisions))
-    reasons = ["; ".join(one.reasons) for one in decisions if one.decision == "refuse"]
+    harms = [harm for one in decisions if one.decision == "refuse" for harm in one.reasons]
+    reasons = Counter(re.split(" (?:fell|rose) by ", harm)[0] for harm in harms)
     facts = {
         "publish_s": config.learning.publish,
         "visits": count,
         "warmup_s": round(delays.warmup_s, 1),
         "scale": config.scale,
     }
-    told: dict[str, Any] = {"verdicts": judged} | ({"refused": reasons} if reasons else {})
+    told: dict[str, Any] = {"verdicts": judged} | ({"refused for": dict(reasons.most_common())} if reasons else {})
     rows = []
     for arm, measured in (("evidence", delays.evidence_s), ("weights", delays.weights_s), ("swap", delays.swap_s)):
         figures: dict[str, float] = {"n": len(measured), "unsettled": len(delays.waiting) if arm == "weights" else 0}
