@@ -117,6 +117,11 @@ class FakeLog:
             self.store.offsets[self.log, 0] = len(self.events)
         return future
 
+    @property
+    def said(self) -> list[Event]:
+        """All but the served slates, which come in their own time."""
+        return [event for event in self.events if not isinstance(event, events.Ranking)]
+
     def close(self) -> None:
         pass
 

@@ -63,7 +63,7 @@ def test_each_choice_can_be_sent_as_it_stands(service: Service) -> None:
     for choice in question["choices"]:
         body = send(service, choice["answer"])
         assert body["results"][0]["status"] == "accepted"
-        event = service.log.events[-1]
+        event = service.log.said[-1]
         assert isinstance(event, Comparison)
         assert {event.preferred, event.over} == {item["id"] for item in question["items"]}
         assert events.fields_of(event.fields) == {
@@ -85,7 +85,7 @@ def test_what_a_person_would_skip_is_not_what_she_prefers(service: Service) -> N
     assert [choice["answer"]["preferred"] for choice in question["choices"][:2]] == [second, first]
     assert question["text"] == "Which of these two would you rather skip?"
     send(service, {"question": name, "preferred": "i1"})
-    assert isinstance(event := service.log.events[-1], Comparison)
+    assert isinstance(event := service.log.said[-1], Comparison)
     assert (event.preferred, event.over) == ("i1", "i0")
 
 
@@ -100,7 +100,7 @@ def test_the_reply_holds_the_next_question_with_the_answer_counted(service: Serv
     asked = ask(service)
     assert asked["question"]["items"] == body["question"]["items"]
     assert asked["progress"] == body["progress"]
-    assert body["results"][0]["id"] == service.log.events[-1].id
+    assert body["results"][0]["id"] == service.log.said[-1].id
 
 
 def test_ten_answers_move_the_ranking_and_ask_one_pair_again(service: Service) -> None:
@@ -127,7 +127,7 @@ def test_a_repeated_request_counts_once_and_a_changed_mind_replaces(service: Ser
     second = send(service, one)
     assert second["results"] == [{"index": 0, "status": "known", "id": first["id"]}]
     assert second["evidence_token"] is None
-    assert len(service.log.events) == 1
+    assert len(service.log.said) == 1
     third = send(service, other)["results"][0]
     assert third["replaces"] == first["id"]
     assert [answer.id for answer in service.store.users["ann"].answers] == [third["id"]]
@@ -252,13 +252,13 @@ def test_a_bad_answer_has_its_defined_reply_and_writes_nothing(service: Service)
     for body, status, thing, remedy in cases.values():
         problem = assert_problem(service.call("POST", f"{ANN}/answers", body, scope="feedback"), status, thing)
         assert remedy in problem["remedy"], problem
-    assert not [event for event in service.log.events if isinstance(event, Comparison)]
+    assert not [event for event in service.log.said if isinstance(event, Comparison)]
 
 
 def test_one_bad_answer_among_good_ones_refuses_them_all(service: Service) -> None:
     good = ask(service)["question"]["choices"][0]["answer"]
     assert_problem(reply(service, good, {"undo": "ans-none"}), 404, "answers[1].undo")
-    assert service.log.events == []
+    assert service.log.said == []
 
 
 def test_an_answer_needs_the_log_but_a_question_does_not(service: Service) -> None:
@@ -306,7 +306,7 @@ def test_any_id_can_be_a_person(service: Service) -> None:
         answer = body["question"]["choices"][0]["answer"]
         taken = service.call("POST", f"/v1/users/{user}/answers", {"answers": [answer]})
         assert taken.status_code == 200
-        assert service.log.events[-1].user == body["user"]  # type: ignore[union-attr]
+        assert service.log.said[-1].user == body["user"]  # type: ignore[union-attr]
         assert service.call("DELETE", f"/v1/users/{user}").json()["removed"]["answers"] == 1
 
 
@@ -326,7 +326,7 @@ NOBODY = (
 def test_a_path_that_names_nobody_is_a_problem(service: Service) -> None:
     for method, path, status in NOBODY:
         assert_problem(service.call(method, path), status)
-    assert service.log.events == []
+    assert service.log.said == []
 
 
 # -- words -----------------------------------------------------------------------------------------------------
@@ -379,13 +379,13 @@ def test_what_a_person_writes_is_echoed_said_first_and_moves_the_ranking(service
 
 def test_words_are_an_event_and_the_same_words_none(service: Service) -> None:
     body = service.call("PUT", f"{ANN}/summary", {"likes": ["drama"], "avoids": ["genres=horror"]}).json()
-    (event,) = service.log.events
+    (event,) = service.log.said
     assert isinstance(event, Summary)
     assert (event.likes, event.avoids, event.struck) == (["genres=drama"], ["genres=horror"], [])
     assert body["evidence_token"]
     again = service.call("PUT", f"{ANN}/summary", {"likes": ["drama"]}).json()
     assert "evidence_token" not in again
-    assert len(service.log.events) == 1
+    assert len(service.log.said) == 1
     for likes in (["comedy"], ["drama"]):  # there and back again
         service.call("PUT", f"{ANN}/summary", {"likes": likes})
     assert service.store.users["ann"].words.likes == ("genres=drama",)
@@ -428,7 +428,7 @@ def test_bad_words_have_their_defined_reply_and_write_nothing(service: Service, 
     body, status, thing, remedy = BAD_WORDS[name]
     problem = assert_problem(service.call("PUT", f"{ANN}/summary", body, scope="feedback"), status, thing)
     assert remedy in problem["remedy"], problem
-    assert service.log.events == []
+    assert service.log.said == []
 
 
 def test_words_that_would_lose_earlier_ones_wait_for_the_store(service: Service) -> None:
@@ -491,7 +491,7 @@ def test_a_forgotten_person_is_a_newcomer(service: Service) -> None:
     body = service.call("DELETE", ANN).json()
     assert body["removed"] == {"history": 1, "answers": 1, "words": 0, "fields": 0}
     assert len(body["views"]) == 3
-    event = service.log.events[-1]
+    event = service.log.said[-1]
     assert isinstance(event, Forget)
     sent = {**RANK, "calibration": 0, "evidence_token": body["evidence_token"]}
     after = service.call("POST", "/v1/rank", sent).json()
@@ -505,12 +505,12 @@ def test_a_forgotten_person_is_a_newcomer(service: Service) -> None:
 def test_a_forget_lies_behind_everything_known_even_of_a_clock_that_is_ahead(service: Service) -> None:
     service.call("POST", "/v1/feedback", click(timestamp=NOW_MS + 30_000))
     service.call("DELETE", ANN)
-    assert service.log.events[-1].time == NOW_MS + 30_000
+    assert service.log.said[-1].time == NOW_MS + 30_000
 
 
 def test_without_the_store_a_person_is_forgotten_all_the_same(service: Service) -> None:
     service.store.away = True
     assert service.call("DELETE", ANN).json()["removed"] is None
-    assert isinstance(service.log.events[-1], Forget)
+    assert isinstance(service.log.said[-1], Forget)
     service.log.away = True
     assert_problem(service.call("DELETE", ANN), 503, "log")
