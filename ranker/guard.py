@@ -147,14 +147,12 @@ def protect(
     worth_N = np.asarray(utility_N, np.float64)
     apart_N = np.asarray(candidates.personal_N, np.float64) - candidates.population_N
     done: list[Intervention] = []
-    needed_S = np.zeros(window, np.bool_)
-    interests_NC, wanted_C = np.ascontiguousarray(candidates.interests_NC), np.asarray(target_C, np.float64)
     asked = int(policy.novelty * window + 1e-9) if target_C.any() else 0
-    gap = _mean(apart_N, order_S, window)
     # what a blend puts in may make room for more that is new, and that widen the gap: each turn but the first adds some
     for turn in range(asked + 1):
+        needed_S = np.zeros(window, np.bool_)
         if asked:
-            needed_S[:] = False
+            interests_NC, wanted_C = np.ascontiguousarray(candidates.interests_NC), np.asarray(target_C, np.float64)
             order_S, rows_2K = _renewed(
                 order_S, worth_N, interests_NC, wanted_C, float(policy.dominant), fixed_N, open_N, needed_S, asked
             )

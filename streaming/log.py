@@ -107,6 +107,14 @@ class Record:
     value: bytes
     origins: tuple[Token, ...] = ()
 
+    def event(self, tenant: str | None) -> Event:
+        """The event in it, if the log of this tenant may hold it by the time that it was taken: always the same answer.
+
+        Raises:
+            EventError: with the reason.
+        """
+        return events.admit(events.decode(self.value), now_ms=self.timestamp, tenant=tenant)
+
 
 class Segment(NamedTuple):
     """One topic of a segmented log; `since` is when writers change over to it (s since the epoch)."""
@@ -480,8 +488,11 @@ class Writer:
         that still knew a retired segment would ask for it for ever; and a spent one refuses whatever it is given.
         """
         known, before = self._now
-        kept = before if known.log == layout.log else {}
-        kept = {number: producer for number, producer in kept.items() if all(producer is not other for other in spent)}
+        kept = {
+            number: producer
+            for number, producer in before.items()
+            if known.log == layout.log and all(producer is not other for other in spent)
+        }
         now = layout.current(time.time()).number
         ahead = [segment for segment in layout.segments if segment.number >= now]
         self._now = (layout, {n.number: kept[n.number] if n.number in kept else self._open_for(n) for n in ahead})

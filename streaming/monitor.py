@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from ranker import durable, events, fairness, spread
+from ranker import durable, fairness, spread
 from ranker.config import Config
 from ranker.errors import CheckpointError, ConfigError, EventError, LogUnavailable, StoreUnavailable
 from ranker.events import Forget
@@ -230,8 +230,7 @@ class Monitor:
         examples = []
         for record in records:
             try:
-                # as the learner does it: by the time the log took it, which is the same when it is read again
-                event = events.admit(events.decode(record.value), now_ms=record.timestamp, tenant=self.config.tenant)
+                event = record.event(self.config.tenant)
             except EventError:
                 continue
             if isinstance(event, Forget):

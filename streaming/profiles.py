@@ -167,7 +167,7 @@ class Profiles:
         good: list[tuple[int, Event]] = []
         for record in records:
             try:
-                event = events.admit(events.decode(record.value), now_ms=record.timestamp, tenant=self.config.tenant)
+                event = record.event(self.config.tenant)
             except EventError as error:
                 letters.put(record, str(error), log=log)
             else:

@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ranker import events
 from ranker.balance import People
 from ranker.canary import CANARY
 from ranker.catalogue import Catalogue
@@ -305,12 +304,9 @@ class Trainer:
         )
 
     def _event(self, record: Record) -> Event | None:
-        """The record's event; None where it is bad. Profiles sets it aside as a dead letter, with the reason.
-
-        The record's own time stands for the clock, so that a replay decides the same.
-        """
+        """The record's event; None where it is bad. Profiles sets it aside as a dead letter, with the reason."""
         try:
-            return events.admit(events.decode(record.value), now_ms=record.timestamp, tenant=self.config.tenant)
+            return record.event(self.config.tenant)
         except EventError:
             return None
 

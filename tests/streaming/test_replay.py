@@ -41,7 +41,7 @@ def test_as_fast_as_possible_all_events_arrive_with_their_times(address: Address
 def test_a_speed_keeps_the_recorded_pace(address: Address) -> None:
     writer = Writer(address)
     done = replay(stream(11, gap_ms=1000), writer, speed=20.0)
-    assert 0.5 <= done.seconds < 5
+    assert 0.5 <= done.seconds < 1.5
     writer.close()
 
 
@@ -49,9 +49,7 @@ def test_times_shifted_to_now_are_the_moments_of_sending(address: Address) -> No
     writer, began = Writer(address), time.time() * 1000
     replay(stream(5, gap_ms=1000), writer, speed=20.0, shift_to_now=True)
     times = list(dict(sorted(read(address, 5).items())).values())
-    assert all(50 * n - 1 <= when - began for n, when in enumerate(times))
-    assert times == sorted(times)
-    assert times[-1] <= time.time() * 1000
+    assert [round((when - began) / 50) for when in times] == [0, 1, 2, 3, 4]
     writer.close()
 
 
@@ -60,7 +58,7 @@ def test_it_stops_when_told(address: Address) -> None:
     threading.Timer(0.3, stop.set).start()
     done = replay(stream(100, gap_ms=60_000), writer, speed=1.0, stop=stop)
     assert done.events == 1
-    assert done.seconds < 30
+    assert done.seconds < 2
     writer.close()
 
 
